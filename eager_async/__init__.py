@@ -1,0 +1,33 @@
+"""Call an async function, and it runs: from plain code or from asyncio, on a background event loop.
+
+    from eager_async import eager
+
+    @eager
+    async def fetch(url: str) -> bytes: ...
+
+    task = fetch("…")          # an EagerTask, already running
+    task.done()                # poll, from anywhere
+    task.result(timeout=5)     # block, from plain code
+    await task                 # or await, inside any asyncio code
+"""
+
+from eager_async._decorator import eager
+from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
+from eager_async._loop import BackgroundLoop
+from eager_async._process import set_shared_loop, shared_loop
+from eager_async._task import EagerTask
+
+__all__ = [
+    "BackgroundLoop",
+    "DeadlockError",
+    "EagerTask",
+    "LoopClosedError",
+    "ResultTimeoutError",
+    "eager",
+    "set_shared_loop",
+    "shared_loop",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # what users see, and what pickles
+del _name

@@ -1,0 +1,97 @@
+"""A loop's `call_soon` for other threads, at one wake-up a burst."""
+
+from __future__ import annotations
+
+import collections
+import threading
+import weakref
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+# Calls made in one turn of the loop. More than that wait for the next turn, so that a flood of them
+# leaves room for timers and sockets.
+_MOST_CALLS_A_TURN: Final = 100
+
+
+class CallQueue:
+    """Calls that any thread may queue, and one loop makes in its thread, in order.
+
+    `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
+    call. Here a write is made only if none is under way: `_armed` says that a `_drain` is scheduled.
+
+    No call is lost: whoever queues looks at `_armed` *after* appending, and `_drain` clears it *before*
+    it empties the queue. So a thread that finds it set appended before that clearing, and the `_drain`
+    which is to come makes the call; both orders follow from the deque's own lock, without the GIL too.
+    Two threads that arm at once cost a `_drain` that finds nothing.
+    """
+
+    __slots__ = ("_armed", "_calls", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._armed = False
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
+
+    def call_soon(self, call: Callable[[], object]) -> bool:
+        """Have the loop make a call, in this thread's order. From any thread.
+
+        Returns:
+            False if the loop is closed, and may never make the call.
+        """
+        self._calls.append(call)
+        return self._armed or self._arm()
+
+    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is that loop's queue."""
+        return self._loop() is loop
+
+    def _arm(self) -> bool:
+        loop = self._loop()
+        if loop is None:
+            return False
+        try:
+            self._armed = True
+            loop.call_soon_threadsafe(self._drain)
+        except BaseException as exc:  # a Ctrl-C too, else nobody would ever arm again
+            self._armed = False
+            if isinstance(exc, RuntimeError) and loop.is_closed():
+                self._calls.clear()  # or they would be kept as long as this thread has no other loop
+                return False
+            raise
+        return True
+
+    def _drain(self) -> None:
+        self._armed = False
+        calls = self._calls
+        try:
+            for _ in range(min(len(calls), _MOST_CALLS_A_TURN)):
+                calls.popleft()()
+        finally:
+            if calls and not self._armed:
+                self._arm()
+
+
+_local = threading.local()
+
+
+def call_queue(loop: asyncio.AbstractEventLoop) -> CallQueue:
+    """The queue of the loop that runs in this thread."""
+    queue: CallQueue | None = getattr(_local, "queue", None)
+    if queue is None or not queue.serves(loop):
+        queue = CallQueue(loop)
+        adopt(queue)
+    return queue
+
+
+def adopt(queue: CallQueue) -> None:
+    """Make a queue that of the loop which runs in this thread."""
+    _local.queue = queue
+
+
+def forget_parent() -> None:
+    """In a forked child: a wake-up that was under way in the parent never comes here."""
+    global _local  # noqa: PLW0603
+    _local = threading.local()

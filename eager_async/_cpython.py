@@ -1,0 +1,193 @@
+"""All that differs between versions of CPython, or leans on one of its private names.
+
+Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import sys
+import threading
+import types
+from asyncio import tasks as _tasks
+from concurrent.futures import _base as _futures
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+with contextlib.suppress(RuntimeError):  # too late for that, in a thread that outlives the main one
+    import concurrent.futures.thread  # noqa: F401  registers its exit hook, which has to come before ours
+
+# The states of a `concurrent.futures.Future`, which `concurrent.futures.wait` and `as_completed`
+# compare with the attribute `_state`.
+PENDING: str = _futures.PENDING
+RUNNING: str = _futures.RUNNING
+CANCELLED: str = _futures.CANCELLED_AND_NOTIFIED
+FINISHED: str = _futures.FINISHED
+
+# Without the GIL, frames of a coroutine that runs in another thread can't be read safely
+# (python/cpython#142599).
+GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# Seconds after which a wait for a lock lets signal handlers run, where it can't be interrupted
+# (python/cpython#125541).
+UNINTERRUPTIBLE_WAIT: float | None = 0.1 if sys.platform == "win32" and sys.version_info < (3, 14) else None
+
+# The loop that runs in this thread, or None: asyncio's own way to ask without an exception.
+running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
+
+_new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = asyncio.Task.__new__
+
+_HAS_EAGER_START = sys.version_info >= (3, 12)
+
+
+class Owner(Protocol):
+    """Who has an asyncio task made, and may want to cancel it in its first step already."""
+
+    _asyncio_task: asyncio.Task[Any] | None
+
+
+def start_now(
+    owner: Owner,
+    loop: asyncio.AbstractEventLoop,
+    coro: Coroutine[Any, Any, Any],
+    context: contextvars.Context,
+    name: str,
+) -> asyncio.Task[Any]:
+    """Make an asyncio task of a coroutine, give it to its owner, and run it up to its first suspension.
+
+    Only on the thread in which the loop runs, inside a task or not. The context must not be entered
+    (a task that starts eagerly in an entered one corrupts `current_task()` on 3.12 to 3.14).
+    """
+    if not _HAS_EAGER_START or loop.get_task_factory() is not None:
+        return _start_by_hand(owner, loop, coro, context, name)
+    task: asyncio.Task[Any] = _new_task(asyncio.Task)
+    owner._asyncio_task = task
+    try:
+        task.__init__(coro, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
+    except (SystemExit, KeyboardInterrupt):  # the body's: the task has it too, and must not get lost
+        if not task.done():
+            raise
+    return task
+
+
+def _start_by_hand(
+    owner: Owner,
+    loop: asyncio.AbstractEventLoop,
+    coro: Coroutine[Any, Any, Any],
+    context: contextvars.Context,
+    name: str,
+) -> asyncio.Task[Any]:
+    """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's.
+
+    A new task has its first step scheduled by `loop.call_soon`. Here that step is taken out of the
+    schedule and run at once. Neither name nor context are passed as arguments, since factories and
+    loops differ in those that they accept (python/cpython#133745).
+    """
+    first_steps: list[tuple[asyncio.Handle, Callable[[], object], contextvars.Context]] = []
+    call_soon = loop.call_soon
+
+    def recording_call_soon(
+        callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        handle = call_soon(callback, *args, context=context)
+        if context is not None and not args and not _has_begun(coro):
+            first_steps.append((handle, callback, context))
+        return handle
+
+    before = vars(loop).get("call_soon")  # a user's, or that of a call around this one
+    loop.call_soon = recording_call_soon  # type: ignore[method-assign]
+    try:
+        factory = loop.get_task_factory()
+        make = loop.create_task if factory is None else functools.partial(factory, loop)
+        task: asyncio.Task[Any] = context.run(make, coro)
+    finally:
+        if before is None:
+            del loop.call_soon
+        else:
+            loop.call_soon = before  # type: ignore[method-assign]
+    owner._asyncio_task = task
+    if hasattr(task, "set_name"):
+        task.set_name(name)
+    for handle, step, step_context in first_steps:
+        if getattr(step, "__self__", None) is task and not handle.cancelled():
+            handle.cancel()
+            _step(loop, task, step, step_context)
+    return task
+
+
+def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
+    return isinstance(coro, types.CoroutineType) and inspect.getcoroutinestate(coro) != inspect.CORO_CREATED
+
+
+def _step(
+    loop: asyncio.AbstractEventLoop,
+    task: asyncio.Task[Any],
+    step: Callable[[], object],
+    context: contextvars.Context,
+) -> None:
+    """Run a task's step inside whatever task is running now."""
+    outer = asyncio.current_task(loop)
+    if outer is not None:
+        _tasks._leave_task(loop, outer)
+    try:
+        context.run(step)
+    except (SystemExit, KeyboardInterrupt):  # the body's: the task has it too
+        if not task.done():
+            raise
+    finally:
+        if outer is not None:
+            _tasks._enter_task(loop, outer)
+
+
+async def shut_default_executor(loop: asyncio.AbstractEventLoop) -> None:
+    """`loop.shutdown_default_executor()`, also where it can't start the thread that it needs."""
+    try:
+        await loop.shutdown_default_executor()
+    except RuntimeError:  # when the process ends, on 3.12.0 to 3.12.2 (python/cpython#113964)
+        loop._default_executor.shutdown()  # type: ignore[attr-defined]
+
+
+_last_hook: object = None
+
+
+def call_before_thread_shutdown(callback: Callable[[], None]) -> bool:
+    """Have a callback run when the main thread has ended, while other threads can still be started.
+
+    `atexit` is too late: by then the default executors are shut (python/cpython#99704). Those that are
+    registered later run earlier; a callback that has the last place already isn't registered again.
+
+    Returns:
+        False if it is too late for that already (python/cpython#86813).
+    """
+    global _last_hook  # noqa: PLW0603
+    hooks: list[object] = threading._threading_atexits  # type: ignore[attr-defined]
+    if not hooks or hooks[-1] is not _last_hook:
+        try:
+            threading._register_atexit(callback)  # type: ignore[attr-defined]
+        except RuntimeError:
+            return False
+        _last_hook = hooks[-1]
+    return True
+
+
+def new_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """A daemon thread that takes over nothing of its maker's context variables.
+
+    From 3.14 a thread may run in its maker's context, and keep it.
+    """
+    if sys.version_info >= (3, 14):
+        return threading.Thread(target=target, name=name, daemon=True, context=contextvars.Context())
+    return threading.Thread(target=target, name=name, daemon=True)
+
+
+def keep_for_ever(thing: object) -> None:
+    """Keep an object, and all that it refers to, from being collected, even when the process ends."""
+    import ctypes  # noqa: PLC0415  only a forked child with inherited loops needs it
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

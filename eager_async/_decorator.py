@@ -1,0 +1,161 @@
+"""`@eager`: a function whose calls start at once."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import functools
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+import wrapt
+from eager_async._loop import BackgroundLoop, task_name
+from eager_async._process import shared_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Protocol
+
+    from typing_extensions import Self
+
+    from eager_async._task import EagerTask
+
+    class _Decorator(Protocol):
+        @overload
+        def __call__(
+            self, function: classmethod[C, P, Coroutine[Any, Any, T]], /
+        ) -> classmethod[C, P, EagerTask[T]]: ...
+        @overload
+        def __call__(
+            self, function: staticmethod[P, Coroutine[Any, Any, T]], /
+        ) -> staticmethod[P, EagerTask[T]]: ...
+        @overload
+        def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, EagerTask[T]]: ...
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class _Starter:
+    """Calls what a wrapper wraps, and starts the coroutine."""
+
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
+        loop, name, daemon = self._self_options
+        coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
+        if loop is None:
+            loop = shared_loop()
+        task: EagerTask[Any] = loop._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
+        return task
+
+    def __repr__(self: Any) -> str:
+        return f"<eager {self.__wrapped__!r}>"
+
+
+class _BoundEagerFunction(_Starter, wrapt.BoundFunctionWrapper):
+    """A method, as looked up on an instance or a class."""
+
+    @property
+    def _self_options(self) -> Any:
+        return self._self_parent._self_options
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return getattr, (self._holder(), self.__name__)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return getattr(copy.deepcopy(self._holder(), memo), self.__name__)
+
+    def _holder(self) -> Any:
+        """The instance or class on which the method was looked up."""
+        instance = getattr(self.__wrapped__, "__self__", None)
+        return self._self_owner if instance is None else instance
+
+
+class _EagerFunction(_Starter, wrapt.FunctionWrapper):
+    """A decorated function. How it is bound as a method is wrapt's to know."""
+
+    __bound_function_wrapper__ = _BoundEagerFunction
+
+    def __init__(self, function: Any, loop: BackgroundLoop | None, daemon: bool | None) -> None:  # noqa: FBT001
+        super().__init__(function, function)
+        self._self_options = loop, task_name(_plain(function)), daemon
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        qualname: str = self.__qualname__
+        return qualname
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # as of functions
+
+
+@overload
+def eager(
+    function: classmethod[C, P, Coroutine[Any, Any, T]], /
+) -> classmethod[C, P, EagerTask[T]]: ...
+@overload
+def eager(function: staticmethod[P, Coroutine[Any, Any, T]], /) -> staticmethod[P, EagerTask[T]]: ...
+@overload
+def eager(function: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, EagerTask[T]]: ...
+@overload
+def eager(*, loop: BackgroundLoop | None = None, daemon: bool | None = None) -> _Decorator: ...
+def eager(function: Any = None, /, *, loop: BackgroundLoop | None = None, daemon: bool | None = None) -> Any:
+    """Decorate an async function, so that calling it starts it.
+
+    A call returns an `EagerTask` at once. Made from another thread, the body starts as soon as the
+    background loop is free, without waiting for the caller; made on the loop's own thread, it runs up
+    to its first suspension before the call returns. It runs in the loop's thread, in a copy of the
+    caller's context. Any thread may call the function.
+
+    Args:
+        function: A function, method, class method or static method (either order of decorators), a
+            `functools.partial` of one, or an object with an `async def __call__`.
+        loop: The background loop to run on. None: the shared one at the time of the call.
+        daemon: Whether the process may end without the calls: then they are cancelled, and clean up.
+            None: as the eager task that makes the call; elsewhere False.
+
+    Returns:
+        What may be used in the function's place: name, signature and attributes stay, and
+        `__wrapped__` is the undecorated one.
+
+    Raises:
+        TypeError: If that isn't an async function, or an option is of the wrong type. From a call: if
+            the arguments don't fit.
+        LoopClosedError: From a call, if the loop was shut down, or the process is ending.
+    """
+    if loop is not None and not isinstance(loop, BackgroundLoop):
+        raise TypeError(f"loop must be a BackgroundLoop, not {loop!r}; write `@eager(loop=BackgroundLoop())`")
+    if daemon is not None and not isinstance(daemon, bool):
+        raise TypeError(f"daemon must be True, False or None, not {daemon!r}")
+    if function is None:
+        return functools.partial(_decorate, loop=loop, daemon=daemon)
+    return _decorate(function, loop=loop, daemon=daemon)
+
+
+def _decorate(function: Any, /, *, loop: BackgroundLoop | None, daemon: bool | None) -> _EagerFunction:
+    plain = _plain(function)
+    call = plain if inspect.isroutine(plain) else getattr(type(plain), "__call__", None)
+    candidates = () if inspect.isclass(plain) else (plain, call)
+    if any(map(inspect.isasyncgenfunction, candidates)):
+        raise TypeError(
+            f"eager() needs an async function, and {function!r} is an async generator function: "
+            f"decorate it with `@eager_stream`"
+        )
+    if not any(map(inspect.iscoroutinefunction, candidates)):
+        raise TypeError(
+            f"eager() needs an async function, not {function!r}: write `async def`, or call plain code "
+            f"from one with `await asyncio.to_thread(...)`"
+        )
+    return _EagerFunction(function, loop, daemon)
+
+
+def _plain(function: Any) -> Any:
+    """The function in a class or static method."""
+    return function.__func__ if isinstance(function, classmethod | staticmethod) else function

@@ -1,0 +1,86 @@
+"""An exception as an outcome: raised in many threads, and reported if nobody ever looks."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Those that nobody has looked at yet: reported by `report_unretrieved` when the process ends.
+_unretrieved: set[weakref.ref[Failure]] = set()
+
+
+class Failure:
+    """An exception, its own traceback and context, and whether somebody has retrieved it.
+
+    Each retrieval starts from what the coroutine left, so neither traceback nor context grows. It
+    doesn't know its task, so that a task is collected when its last user lets go; then the `Failure`
+    goes too, and reports itself if need be.
+
+    Threads: any, at any time. Two that retrieve at one moment may see each other's frames.
+    """
+
+    __slots__ = ("__weakref__", "_context", "_report", "exception", "traceback")
+
+    def __init__(
+        self, exception: BaseException, report: Callable[[BaseException], object] | None
+    ) -> None:
+        """Keep an exception.
+
+        Args:
+            exception: As the coroutine raised it.
+            report: Called with the exception, once at most, if nobody has retrieved it. None: nobody need.
+        """
+        self.exception = exception
+        self.traceback = exception.__traceback__
+        self._context = exception.__context__
+        self._report = report
+        if report is not None:
+            _unretrieved.add(weakref.ref(self, _unretrieved.discard))
+
+    def retrieve(self) -> BaseException:
+        """Return the exception as the coroutine left it; it counts as seen from now on."""
+        self._report = None
+        self.exception.__context__ = self._context
+        return self.exception.with_traceback(self.traceback)
+
+    def throw(self) -> NoReturn:
+        """Raise the exception; what the calling thread is handling doesn't become its context."""
+        exception = self.retrieve()
+        try:
+            raise exception
+        finally:
+            exception.__context__ = self._context
+            del exception, self  # no cycle through this frame
+
+    def report(self) -> None:
+        """Report the exception if nobody has retrieved it, and no second time."""
+        report, self._report = self._report, None
+        if report is not None:
+            report(self.exception)
+
+    def ignore(self) -> None:
+        """Take it that nobody needs to look."""
+        self._report = None
+
+    def __del__(self) -> None:
+        self.report()
+
+
+def report_unretrieved() -> None:
+    """Report all exceptions that nobody has retrieved so far. From any thread."""
+    for reference in _unretrieved.copy():
+        failure = reference()
+        if failure is not None:
+            failure.report()
+
+
+def forget_parent() -> None:
+    """In a forked child: what the parent's tasks have raised is reported there."""
+    for reference in _unretrieved.copy():
+        failure = reference()
+        if failure is not None:
+            failure.ignore()
+    _unretrieved.clear()

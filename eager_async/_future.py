@@ -1,0 +1,403 @@
+"""A result that can be polled, blocked on and awaited, in any thread and any loop."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextvars
+import threading
+import warnings
+from _thread import allocate_lock, get_ident
+from asyncio import CancelledError, get_running_loop
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from typing_extensions import override
+
+from eager_async._call_queue import call_queue
+from eager_async._cpython import CANCELLED, FINISHED, PENDING, RUNNING, running_loop
+from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
+from eager_async._failure import Failure
+from eager_async._log import logger
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Generator
+
+    from eager_async._call_queue import CallQueue
+    from eager_async._loop_thread import LoopThread
+
+T = TypeVar("T")
+
+_DONE: Final = (FINISHED, CANCELLED)
+_NOT_THERE: Final = object()
+
+
+class EagerFuture(concurrent.futures.Future[T]):
+    """A `concurrent.futures.Future` that can also be awaited.
+
+    Threads: any thread may call any public method. The future is settled once, by its loop's thread.
+
+    There is no lock, so a signal handler or a `__del__` that comes in at any point finds none held.
+    All who wait are entries of one dict, `_callbacks`. Whoever waits puts its entry in and *then*
+    looks whether the future is done; whoever settles marks it done and *then* takes the entries out.
+    So at least one of the two sees the other, and as taking out is one atomic step, exactly one of
+    them makes the call.
+    """
+
+    __slots__ = ("_callbacks", "_failure", "_loop_thread", "_result", "_status")
+
+    def __init__(self, loop_thread: LoopThread) -> None:
+        # The base class's `__init__` isn't called: its condition and lists are made for those who ask.
+        self._status = PENDING
+        self._result: Any = None  # the result, or the arguments of the CancelledError
+        self._failure: Failure | None = None
+        self._callbacks: dict[Callable[[], object], None] | None = {}  # None once they were called
+        self._loop_thread: LoopThread | None = loop_thread  # None once done
+
+    @override
+    def done(self) -> bool:
+        """Return True if there is a result, an exception or a cancellation. From any thread."""
+        return self._status in _DONE
+
+    @override
+    def running(self) -> bool:
+        """Return True if the work has begun and hasn't ended. From any thread."""
+        return self._status == RUNNING
+
+    @override
+    def cancelled(self) -> bool:
+        """Return True if the work ended by being cancelled. From any thread."""
+        return self._status == CANCELLED
+
+    @override
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the end, and return the result. From any thread but the loop's own.
+
+        Args:
+            timeout: The most to wait, in seconds. None: as long as it takes.
+
+        Raises:
+            ResultTimeoutError: If the time ran out. The work runs on; `cancel()` ends it.
+            DeadlockError: On the loop's own thread, if there is no result yet and timeout isn't 0.
+            asyncio.CancelledError: If the work was cancelled. In a thread where no event loop runs
+                it is a `concurrent.futures.CancelledError` too.
+            BaseException: What the work raised, as the same object each time.
+        """
+        if self._status not in _DONE:
+            self._block(timeout)
+        if self._failure is None and self._status == FINISHED:
+            result: T = self._result
+            return result
+        try:
+            self._raise(CancelledError if running_loop() else BlockingCancelledError)
+        finally:
+            del self  # no cycle from the exception through this frame (python/cpython#80111)
+
+    @override
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the end, and return the exception, or None. From any thread but the loop's own.
+
+        Args:
+            timeout: The most to wait, in seconds. None: as long as it takes.
+
+        Raises:
+            ResultTimeoutError: If the time ran out. The work runs on; `cancel()` ends it.
+            DeadlockError: On the loop's own thread, if there is no outcome yet and timeout isn't 0.
+            asyncio.CancelledError: If the work was cancelled. In a thread where no event loop runs
+                it is a `concurrent.futures.CancelledError` too.
+        """
+        if self._status not in _DONE:
+            self._block(timeout)
+        if self._status == CANCELLED:
+            self._raise(CancelledError if running_loop() else BlockingCancelledError)
+        return None if self._failure is None else self._failure.retrieve()
+
+    def _raise(self, cancelled_error: type[CancelledError]) -> NoReturn:
+        try:
+            if self._failure is not None:
+                self._failure.throw()
+            raise cancelled_error(*self._result)
+        finally:
+            del self
+
+    def _block(self, timeout: float | None) -> None:
+        """Wait until done, or raise."""
+        loop_thread = self._loop_thread
+        if loop_thread is None:
+            return  # done in the meantime
+        if timeout is not None and timeout <= 0:
+            raise self._timeout_error(timeout)
+        if get_ident() == loop_thread.ident:
+            raise DeadlockError(
+                f"{self._description()} can't end while its own loop's thread waits for it; "
+                f"there, write `await task` in place of `task.result()`"
+            )
+        loop = running_loop()
+        if loop is not None and loop.get_debug():
+            warnings.warn(
+                f"waiting for {self._description()} blocks the event loop of this thread; "
+                f"there, write `await task` in place of `task.result()`",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        lock = allocate_lock()
+        lock.acquire()
+        if not self._call_when_done(lock.release):
+            return
+        try:
+            if not loop_thread.wait_for(lock, timeout) and self._status not in _DONE:
+                raise self._timeout_error(timeout)
+        finally:
+            self._forget(lock.release)
+
+    def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
+        raise NotImplementedError
+
+    def _description(self) -> str:
+        """What is being waited for: `fetch() called at app.py:30`."""
+        raise NotImplementedError
+
+    # Awaiting
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the end in any asyncio task, of any loop, without blocking it.
+
+        A cancellation of the awaiting task asks for this one's, and the wait goes on until the end:
+        then what came out of it is raised or returned, or `CancelledError` if the end was earlier.
+
+        Raises:
+            asyncio.CancelledError: If the work was cancelled, or ended before it could be.
+            DeadlockError: In the very coroutine whose end is awaited.
+            BaseException: What the work raised, as the same object each time.
+        """
+        return self._await()
+
+    def _await(self, request: CancelRequest | None = None) -> Generator[Any, None, T]:
+        """Wait for the end, for an awaiter that may have asked for a cancellation already."""
+        while self._status not in _DONE:
+            loop = get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+            wake: Callable[[], object] = partial(_wake, waiter)
+            if self._in_loop_thread():
+                self._check_awaiter()
+            else:
+                wake = partial(call_queue(loop).call_soon, wake)
+            if not self._call_when_done(wake):
+                break
+            try:
+                yield from waiter
+            except CancelledError as exc:
+                request = CancelRequest.of(exc)
+                self._cancel_for_awaiter(request)
+            finally:
+                self._forget(wake)
+        try:
+            if request is not None and not request.in_time:
+                raise CancelledError(*request.arguments)
+            if self._failure is None and self._status == FINISHED:
+                result: T = self._result
+                return result
+            self._raise(CancelledError)
+        finally:
+            del self
+
+    def _check_awaiter(self) -> None:
+        """Raise if the awaiter, on this loop, is what it waits for."""
+
+    def _in_loop_thread(self) -> bool:
+        loop_thread = self._loop_thread
+        return loop_thread is not None and loop_thread.ident == get_ident()
+
+    def _cancel_for_awaiter(self, request: CancelRequest) -> None:
+        raise NotImplementedError
+
+    # Callbacks
+
+    @override
+    def add_done_callback(
+        self,
+        fn: Callable[[concurrent.futures.Future[T]], object],
+        *,
+        context: contextvars.Context | None = None,
+    ) -> None:
+        """Have `fn(future)` called when the work is done. From any thread.
+
+        Added while an asyncio loop runs in the calling thread, it is called on that loop, soon, as for
+        `asyncio.Future`. Added elsewhere it is called in the thread of the future's own loop, or at
+        once if the work is done, as for `concurrent.futures.Future`. What it raises is logged.
+
+        Args:
+            fn: Called with the future as its only argument.
+            context: Where to run `fn`. None: in a copy of the caller's context.
+        """
+        loop = running_loop()
+        callback = _DoneCallback(
+            fn,
+            self,
+            contextvars.copy_context() if context is None else context,
+            None if loop is None else call_queue(loop),
+        )
+        if not self._call_when_done(callback):
+            callback()
+
+    def remove_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> int:
+        """Take back all callbacks that are equal to `fn`. From any thread.
+
+        Returns:
+            How many there were.
+        """
+        return sum(
+            self._forget(entry)
+            for entry in list(self._callbacks or ())
+            if isinstance(entry, _DoneCallback) and entry.function == fn
+        )
+
+    def _call_when_done(self, callback: Callable[[], object]) -> bool:
+        """Have the settling thread make a call; it must not raise.
+
+        Returns:
+            False if the future is done, and the call is left to whoever asks.
+        """
+        callbacks = self._callbacks
+        if callbacks is None:
+            return False
+        callbacks[callback] = None
+        return self._status not in _DONE or callbacks.pop(callback, _NOT_THERE) is _NOT_THERE
+
+    def _forget(self, callback: Callable[[], object]) -> bool:
+        """Take a call back; return whether it was still to be made."""
+        callbacks = self._callbacks
+        return callbacks is not None and callbacks.pop(callback, _NOT_THERE) is not _NOT_THERE
+
+    def _settle(self, state: str, result: object, failure: Failure | None = None) -> None:
+        """Make the outcome known to all who wait. Once, on the loop's thread."""
+        self._result = result
+        self._failure = failure
+        self._status = state
+        callbacks = self._callbacks
+        while callbacks:
+            for callback in list(callbacks):
+                if callbacks.pop(callback, _NOT_THERE) is not _NOT_THERE:
+                    try:
+                        callback()
+                    except BaseException:  # a strange loop's: it must not disturb the others
+                        logger.exception("exception waking up a waiter of %r", self)
+        self._callbacks = None
+        self._loop_thread = None
+
+    # What `concurrent.futures` asks of its futures
+
+    # `wait` and `as_completed` look at the state of many futures and enlist with all of them, holding
+    # all their conditions. So what they see as the state changes in one step with telling those
+    # enlisted; and each future needs a condition of its own. It is made when they first ask: few
+    # futures need one, and it costs more than all the rest.
+
+    @property
+    def _condition(self) -> threading.Condition:
+        condition: threading.Condition = vars(self).setdefault("_made_condition", threading.Condition())
+        if not self._call_when_done(self._notify):
+            self._notify()
+        return condition
+
+    @property
+    def _waiters(self) -> list[Any]:
+        waiters: list[Any] = vars(self).setdefault("_made_waiters", [])
+        return waiters
+
+    @property
+    def _state(self) -> str:
+        rare = vars(self)
+        return RUNNING if "_made_condition" in rare and "_notified" not in rare else self._status
+
+    def _notify(self) -> None:
+        rare = vars(self)
+        condition: threading.Condition = rare["_made_condition"]
+        with condition:
+            if "_notified" in rare:
+                return
+            rare["_notified"] = True
+            for waiter in self._waiters:
+                if self._status == CANCELLED:
+                    waiter.add_cancelled(self)
+                elif self._failure is not None:
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            condition.notify_all()
+
+    def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
+        """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.14."""
+        failure = self._failure
+        return self.done(), self.cancelled(), self._result, None if failure is None else failure.retrieve()
+
+    @override
+    def set_running_or_notify_cancel(self) -> bool:
+        """Not for users: raises RuntimeError."""
+        raise RuntimeError(f"{type(self).__name__} does not support set_running_or_notify_cancel")
+
+    @override
+    def set_result(self, result: T) -> None:
+        """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
+        raise RuntimeError(f"{type(self).__name__} does not support set_result operation")
+
+    @override
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
+        raise RuntimeError(f"{type(self).__name__} does not support set_exception operation")
+
+
+class CancelRequest:
+    """That a task be cancelled, and whether this came before its end."""
+
+    __slots__ = ("arguments", "in_time")
+
+    def __init__(self, message: object = None) -> None:
+        self.arguments = () if message is None else (message,)  # of the CancelledError
+        self.in_time = False
+
+    @classmethod
+    def of(cls, exc: CancelledError) -> CancelRequest:
+        """The request of an awaiter that is itself cancelled: the message travels along."""
+        return cls(*exc.args[:1])
+
+    @property
+    def message(self) -> Any:
+        return self.arguments[0] if self.arguments else None
+
+
+class _DoneCallback:
+    """A user's callback, as an entry among those who wait."""
+
+    __slots__ = ("_context", "_future", "_queue", "function")
+
+    def __init__(
+        self,
+        function: Callable[[Any], object],
+        future: EagerFuture[Any],
+        context: contextvars.Context,
+        queue: CallQueue | None,
+    ) -> None:
+        self.function = function
+        self._future = future
+        self._context = context
+        self._queue = queue  # of the loop on which to call it; None: at once
+
+    def __call__(self) -> None:
+        if self._queue is None:
+            self._run()
+        else:
+            self._queue.call_soon(self._run)
+
+    def _run(self) -> None:
+        try:
+            self._context.run(self.function, self._future)
+        except BaseException:  # SystemExit too: it would end the loop's thread
+            logger.exception("exception calling callback %r for %r", self.function, self._future)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        with suppress(RuntimeError):  # its loop is closed
+            waiter.set_result(None)
+

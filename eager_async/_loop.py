@@ -1,0 +1,273 @@
+"""The public face of a background loop: its settings, its start and its shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import math
+import sys
+import threading
+import types
+import weakref
+from _thread import get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from eager_async._errors import DeadlockError, LoopClosedError
+from eager_async._exit import hold_process, is_over
+from eager_async._loop_thread import LoopThread
+from eager_async._task import EagerTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+# Whether calls that don't say so are daemons: set in the context of a task that was told.
+_daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_async_daemon", default=False)
+
+# All background loops of this process, for those who have to find them after a fork.
+instances: set[weakref.ref[BackgroundLoop]] = set()
+
+
+class BackgroundLoop:
+    """One event loop in a thread of its own, started by the first use.
+
+    Any thread may call any method. A loop that nobody refers to any more ends when its tasks have.
+
+    Args:
+        name: The name of the thread.
+        loop_factory: Makes the asyncio loop; `uvloop.new_event_loop`, for one. None: asyncio's own.
+        debug: asyncio's debug mode. None: as the loop is made.
+        blocked_after: After so many seconds in `result()` a thread looks whether the loop still turns,
+            and logs the stack of the loop's thread if it doesn't.
+        exit_timeout: How many seconds the process waits for this loop's tasks when it ends, before it
+            cancels them, and again before it abandons them. None: as long as it takes.
+
+    Raises:
+        TypeError: If a setting is of the wrong type.
+        ValueError: If a number of seconds is negative or not a number.
+    """
+
+    # The lock guards the start and the shutdown. It is reentrant for the sake of signal handlers and
+    # finalizers, and a start that one of them has interrupted takes over what that one has started.
+    def __init__(
+        self,
+        *,
+        name: str = "eager-async",
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        debug: bool | None = None,
+        blocked_after: float = 5.0,
+        exit_timeout: float | None = None,
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, not {name!r}")
+        if loop_factory is not None and not callable(loop_factory):
+            raise TypeError(
+                f"loop_factory must be callable, not {loop_factory!r}; "
+                f"write `BackgroundLoop(loop_factory=uvloop.new_event_loop)`, for one"
+            )
+        _check_seconds("blocked_after", blocked_after)
+        if exit_timeout is not None:
+            _check_seconds("exit_timeout", exit_timeout)
+        self._name = name
+        self._loop_factory = loop_factory
+        self._debug = debug
+        self._blocked_after = blocked_after
+        self._exit_timeout = exit_timeout
+        self._lock = threading.RLock()
+        self._loop_thread: LoopThread | None = None
+        self._shut_down = False
+        instances.add(weakref.ref(self, instances.discard))
+
+    def _successor(self) -> BackgroundLoop:
+        """A new loop with the same settings."""
+        return BackgroundLoop(
+            name=self._name,
+            loop_factory=self._loop_factory,
+            debug=self._debug,
+            blocked_after=self._blocked_after,
+            exit_timeout=self._exit_timeout,
+        )
+
+    @property
+    def asyncio_loop(self) -> asyncio.AbstractEventLoop:
+        """The asyncio loop itself, which is running: for its exception handler, or to make clients on.
+
+        Raises:
+            LoopClosedError: After `shutdown()`.
+        """
+        return self._admitting_thread().loop
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        daemon: bool | None = None,
+        context: contextvars.Context | None = None,
+    ) -> EagerTask[T]:
+        """Start a coroutine that exists already. From any thread; returns at once.
+
+        Args:
+            coro: The coroutine. It is closed if the loop refuses it.
+            name: For people. None: the coroutine's.
+            daemon: Whether the process may end without it: then it is cancelled, and cleans up. None:
+                as the eager task that makes this call; elsewhere False.
+            context: The context variables to run it with, which are copied. None: the caller's.
+
+        Raises:
+            LoopClosedError: After `shutdown()`, but for calls of the loop's own tasks while they end.
+            TypeError: If `coro` is not a coroutine.
+        """
+        if not asyncio.iscoroutine(coro):
+            raise TypeError(
+                f"a coroutine was expected, not {coro!r}; write `loop.create_task(f(...))` "
+                f"with an `async def f`, or decorate that with `@eager` and call it"
+            )
+        if name is None:
+            name = task_name(coro)
+        if context is None:
+            return self._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
+        if daemon is None:
+            daemon = _daemon.get()  # the caller's, which the context needn't be
+        return self._start(coro, name, daemon, context.copy(), sys._getframe(1))
+
+    def _start(
+        self,
+        coro: Coroutine[Any, Any, T],
+        name: str,
+        daemon: bool | None,  # noqa: FBT001
+        context: contextvars.Context,
+        caller: types.FrameType,
+    ) -> EagerTask[T]:
+        """`create_task` for eager functions, which know it all. The context is for this task alone."""
+        if type(coro) is not types.CoroutineType and not asyncio.iscoroutine(coro):
+            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
+        try:
+            loop_thread = self._loop_thread
+            if loop_thread is None or not loop_thread.open:
+                loop_thread = self._admitting_thread()
+            if daemon is None:
+                daemon = _daemon.get()
+            else:
+                context.run(_daemon.set, daemon)
+            task = EagerTask(loop_thread, coro, context, name, daemon, caller)
+        except BaseException:
+            coro.close()
+            raise
+        try:
+            loop_thread.submit(task)
+        except LoopClosedError:
+            coro.close()
+            raise
+        except BaseException:  # a Ctrl-C at any point: it may have been queued or not
+            loop_thread.call_soon(task._withdraw)
+            raise
+        return task
+
+    def tasks(self) -> set[EagerTask[Any]]:
+        """Return the tasks that are unfinished now. From any thread."""
+        loop_thread = self._loop_thread
+        return set() if loop_thread is None else {*loop_thread.tasks.copy(), *loop_thread.daemons.copy()}
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Refuse new work, wait for what is there, and close the loop as `asyncio.run` does.
+
+        Tasks may still start others. Daemon tasks are cancelled when the rest have ended. Calling it
+        again, with `cancel_futures=True` for example, is fine.
+
+        Args:
+            wait: Whether to return only when the thread has ended. False: at once.
+            cancel_futures: Whether to cancel all tasks first. Their cleanup runs in any case.
+
+        Raises:
+            DeadlockError: In the loop's own thread, if `wait` is true.
+        """
+        if wait and self._is_own_thread():
+            raise DeadlockError(
+                f"the background loop {self._name!r} can't end while its own thread waits for that; "
+                f"there, write `loop.shutdown(wait=False)`"
+            )
+        with self._lock:
+            self._shut_down = True
+            loop_thread = self._loop_thread
+        if loop_thread is not None:
+            loop_thread.close(cancel=cancel_futures)
+            if wait:
+                loop_thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        loop_thread = self._loop_thread
+        if loop_thread is None:
+            state = "shut down" if self._shut_down else "not started"
+        else:
+            state = "closed" if loop_thread.closed else "closing" if loop_thread.closing else "open"
+        unfinished = len(self.tasks())
+        return f"<BackgroundLoop {self._name!r} {state}, {unfinished} unfinished tasks>"
+
+    def _admitting_thread(self) -> LoopThread:
+        """The thread that takes on what this caller starts; made, if it is the first."""
+        with self._lock:
+            loop_thread = self._loop_thread
+            if loop_thread is not None and (loop_thread.open or self._is_own_thread()):
+                return loop_thread  # its own tasks may start others until it is closed
+            if self._shut_down or (loop_thread is not None and loop_thread.closing):
+                raise LoopClosedError(f"the background loop {self._name!r} was shut down")
+            hold_process()
+            made = self._make_thread()
+            made.start()
+            if is_over():  # looked at after the start: whoever ends the wait then looks at all that have started
+                made.close(cancel=True)
+                raise LoopClosedError("the process is ending: no background loop is started any more")
+            if self._loop_thread is not loop_thread:  # a signal handler came in, and started one
+                made.close(cancel=False)
+                return self._admitting_thread()
+            self._loop_thread = made  # no call since the look, and so no signal handler either
+            weakref.finalize(self, made.close, cancel=False).atexit = False
+            return made
+
+    def _is_own_thread(self) -> bool:
+        loop_thread = self._loop_thread
+        return loop_thread is not None and loop_thread.ident == get_ident()
+
+    def _make_thread(self) -> LoopThread:
+        loop = asyncio.new_event_loop() if self._loop_factory is None else self._loop_factory()
+        if self._debug is not None:
+            loop.set_debug(self._debug)
+        return LoopThread(
+            loop, self._name, blocked_after=self._blocked_after, exit_timeout=self._exit_timeout
+        )
+
+    def _forget_parent(self) -> LoopThread | None:
+        """In a forked child: start anew on the next use, whatever the parent's threads were doing.
+
+        Returns:
+            What is left of the parent's run, to be kept alive.
+        """
+        self._lock = threading.RLock()
+        loop_thread, self._loop_thread = self._loop_thread, None
+        return loop_thread
+
+
+def task_name(function_or_coro: Any) -> str:
+    """How a function's tasks are called: `fetch()`."""
+    while isinstance(function_or_coro, functools.partial):
+        function_or_coro = function_or_coro.func
+    name = getattr(function_or_coro, "__qualname__", type(function_or_coro).__qualname__)
+    return f"{name.rpartition('<locals>.')[2]}()"
+
+
+def _check_seconds(setting: str, seconds: float) -> None:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{setting} must be a number of seconds, not {seconds!r}")
+    if seconds < 0 or math.isnan(seconds):
+        raise ValueError(f"{setting} must be a number of seconds from 0 on, not {seconds!r}")

@@ -1,0 +1,295 @@
+"""One event loop in one thread, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import traceback
+from _thread import allocate_lock, get_ident
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from eager_async._call_queue import CallQueue, adopt
+from eager_async._cpython import GIL_ENABLED, UNINTERRUPTIBLE_WAIT, new_thread, shut_default_executor
+from eager_async._errors import LoopClosedError
+from eager_async._future import CancelRequest
+from eager_async._log import logger
+from eager_async._where import coroutine_part
+
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable, Coroutine
+
+    from eager_async._task import EagerTask
+
+# Calls made in the loop's own thread begin at once, up to this many inside one another. Deeper ones
+# begin on the loop's next turn, to save the stack.
+_DEEPEST_CALL: Final = 50
+
+_NOT_THERE: Final = object()
+
+# The loop threads of this process that have started and not ended.
+live: set[LoopThread] = set()
+
+
+class LoopThread:
+    """One run of an event loop: its thread, its unfinished tasks, and its end.
+
+    Threads: `submit`, `watch`, `close`, `join`, `wait_for` and `report` are for any thread; `forget`
+    and what begins with an underscore run in the loop's own, but for `_check_turning`.
+
+    No task is left behind. `submit` puts the task among the unfinished and *then* looks whether the
+    loop is closed; the thread marks it closed and *then* ends those that it finds unfinished. It does
+    so whatever ends it.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        *,
+        blocked_after: float,
+        exit_timeout: float | None,
+    ) -> None:
+        self.loop = loop
+        self.exit_timeout = exit_timeout
+        self.open = True  # takes on any task: neither closing nor closed
+        self.closing = False  # takes on what its own tasks start
+        self.closed = False  # takes on nothing
+        self.ident: int | None = None  # while the thread runs
+        # Dicts, as they hold their order and take less memory than sets.
+        self.tasks: dict[EagerTask[Any], None] = {}  # unfinished: they hold the process
+        self.daemons: dict[EagerTask[Any], None] = {}  # unfinished: they don't
+        self._watchers: list[Callable[[], object]] = []  # called when a task ends
+        self._calls = CallQueue(loop)
+        self.call_soon = self._calls.call_soon
+        self._depth = 0  # eager calls on this thread's stack
+        self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
+        self._probe: _Probe | None = None
+        self._thread = new_thread(self._run, name)
+
+    def start(self) -> None:
+        """Start the thread. Once."""
+        live.add(self)
+        try:
+            self._thread.start()
+        except BaseException:
+            live.discard(self)
+            self.loop.close()
+            raise
+
+    def submit(self, task: EagerTask[Any]) -> None:
+        """Have a task begin: before this returns if called in the loop's thread, else soon.
+
+        Raises:
+            LoopClosedError: If the loop has ended.
+        """
+        unfinished = self._unfinished_like(task)
+        unfinished[task] = None
+        if self.closed and unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
+            raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
+        if get_ident() != self.ident or self._depth >= _DEEPEST_CALL:
+            self.call_soon(task._begin)
+            return
+        self._depth += 1
+        try:
+            task._begin()
+        finally:
+            self._depth -= 1
+
+    def forget(self, task: EagerTask[Any]) -> None:
+        """Strike a task that has ended off the unfinished."""
+        self._unfinished_like(task).pop(task, None)
+        for watcher in self._watchers:
+            watcher()
+
+    def watch(self, watcher: Callable[[], object]) -> None:
+        """Have something called in the loop's thread whenever a task ends. From any thread."""
+        if watcher not in self._watchers:
+            self._watchers.append(watcher)
+
+    def _unfinished_like(self, task: EagerTask[Any]) -> dict[EagerTask[Any], None]:
+        return self.daemons if task._daemon else self.tasks
+
+    def report(self, message: str, exception: BaseException) -> None:
+        """Tell the loop's exception handler of an error that nobody else would hear of."""
+        self.loop.call_exception_handler({"message": message, "exception": exception})
+
+    # Waiting for the loop
+
+    def wait_for(self, lock: LockType, timeout: float | None) -> bool:
+        """Acquire a lock that the loop's thread will release; look now and then whether it is stuck.
+
+        Args:
+            lock: To be acquired.
+            timeout: The most to wait, in seconds. None: as long as it takes.
+
+        Returns:
+            False if the time ran out.
+        """
+        started = monotonic()
+        next_check = started + self._check_every
+        deadline = None if timeout is None else started + timeout
+        until = next_check if deadline is None else min(next_check, deadline)
+        pause = until - started
+        while True:
+            if UNINTERRUPTIBLE_WAIT is not None:
+                pause = min(pause, UNINTERRUPTIBLE_WAIT)
+            if lock.acquire(True, pause):  # noqa: FBT003
+                return True
+            now = monotonic()
+            if deadline is not None and now >= deadline:
+                return False
+            if now >= next_check:
+                self._check_turning()
+                next_check = now + self._check_every
+            until = next_check if deadline is None else min(next_check, deadline)
+            pause = max(until - now, 0)
+
+    def _check_turning(self) -> None:
+        """Send the loop a probe; warn, once, if it hasn't answered the one before. In any thread."""
+        probe = self._probe
+        if probe is None or probe.answered:
+            self._probe = probe = _Probe()
+            try:
+                # Not by the queue: this also wakes up a loop that missed a wake-up (python/cpython#156054).
+                self.loop.call_soon_threadsafe(probe.answer)
+            except RuntimeError:
+                return  # closed
+        elif monotonic() - probe.sent >= self._check_every and probe.first_to_warn():
+            logger.warning(
+                "the event loop of thread %r has not turned for %.1f s: something blocks it%s",
+                self._thread.name,
+                monotonic() - probe.sent,
+                self._stack_text(),
+            )
+
+    def _stack_text(self) -> str:
+        if not GIL_ENABLED:
+            return " (without the GIL, its stack can't be read from here)"
+        frame = sys._current_frames().get(self.ident or 0)
+        return ", at\n" + "".join(traceback.format_stack(frame)).rstrip()
+
+    # The end
+
+    def close(self, *, cancel: bool) -> None:
+        """Have the thread end when its tasks have, or cancel them first. Returns at once."""
+        self.closing = True
+        self.open = False
+        self.call_soon(partial(self._wind_down, cancel=cancel))
+
+    def _wind_down(self, *, cancel: bool) -> None:
+        self.watch(self.loop.stop)
+        if cancel:
+            for task in [*self.tasks, *self.daemons]:
+                task.cancel()
+        self.loop.stop()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread's end. From any thread but this one.
+
+        Args:
+            timeout: The most to wait, in seconds. None: as long as it takes.
+
+        Returns:
+            False if the time ran out.
+        """
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        self.ident = get_ident()
+        adopt(self._calls)
+        try:
+            self._turn_while(lambda: self.open)
+            self._end_tasks()
+            self.closed = True
+            self._end_tasks()  # what has slipped in
+            self._complete(self.loop.shutdown_asyncgens())
+            self._complete(shut_default_executor(self.loop))
+        except BaseException:
+            logger.exception("the event loop of thread %r is dead", self._thread.name)
+        finally:
+            self._bury()
+
+    def _turn_while(self, condition: Callable[[], bool]) -> None:
+        """Run the loop on, whoever stops it, while a condition holds; look when it is stopped."""
+        while condition():
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as exc:
+                if coroutine_part(exc.__traceback__) is None:  # else a task has it
+                    self.report("a callback raised it, and the loop goes on", exc)
+
+    def _complete(self, coro: Coroutine[Any, Any, object]) -> None:
+        """Run a coroutine to its end, whoever stops the loop."""
+        # Not by the user's task factory, which may refuse.
+        task: asyncio.Task[object] = asyncio.Task(coro, loop=self.loop)
+        self._await_ends({task})
+        if not task.cancelled():
+            task.result()
+
+    def _await_ends(self, asyncio_tasks: set[asyncio.Task[Any]]) -> None:
+        # Not in an asyncio task, which a cleanup that cancels all tasks would hit.
+        for asyncio_task in asyncio_tasks:
+            asyncio_task.add_done_callback(lambda _: self.loop.stop())
+        self._turn_while(lambda: not all(asyncio_task.done() for asyncio_task in asyncio_tasks))
+
+    def _end_tasks(self) -> None:
+        """Wait for the tasks, then for daemons and users' asyncio tasks, which are cancelled, once."""
+        cancelled: set[asyncio.Task[Any]] = set()
+        while True:
+            self._turn_while(self._has_unfinished)
+            leftovers = asyncio.all_tasks(self.loop) - cancelled
+            if not leftovers:
+                return
+            for leftover in leftovers:
+                leftover.cancel()
+            cancelled |= leftovers
+            self._await_ends(leftovers)
+
+    def _has_unfinished(self) -> bool:
+        """Whether tasks are left. If only daemons are, they are cancelled, but not in their cleanup."""
+        if not self.tasks:
+            for daemon in list(self.daemons):
+                daemon._cancel_for_awaiter(CancelRequest())
+        return bool(self.tasks or self.daemons)
+
+    def _bury(self) -> None:
+        """End whatever is still unfinished."""
+        self.open = False
+        self.closed = True
+        try:
+            self.loop.close()
+        finally:
+            for unfinished in (self.tasks, self.daemons):
+                while unfinished:
+                    with suppress(KeyError):  # struck off in the meantime
+                        unfinished.popitem()[0]._lose()
+            live.discard(self)
+            self.ident = None  # from now on it may be another thread's
+
+    def leave_behind(self) -> None:
+        """In a forked child: end the tasks, and touch nothing else, least of all their coroutines."""
+        self.open = False
+        self.closed = True
+        for task in [*self.tasks, *self.daemons]:
+            task._leave_behind()
+
+
+class _Probe:
+    """A call that is made as soon as the loop turns."""
+
+    def __init__(self) -> None:
+        self.sent = monotonic()
+        self.answered = False
+        self._warning = allocate_lock()
+
+    def answer(self) -> None:
+        self.answered = True
+
+    def first_to_warn(self) -> bool:
+        return self._warning.acquire(False)  # noqa: FBT003

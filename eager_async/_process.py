@@ -1,0 +1,78 @@
+"""What a process has once: the shared loop, and what a fork does to loops and tasks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from eager_async import _call_queue, _failure, _loop_thread
+from eager_async._cpython import keep_for_ever
+from eager_async._exit import hold_process
+from eager_async._loop import BackgroundLoop, instances
+
+_shared = BackgroundLoop()
+_lock = threading.RLock()  # for making the shared loop anew
+
+# What a child has inherited and must neither run, close nor collect.
+_inherited: list[Any] = []
+
+
+def shared_loop() -> BackgroundLoop:
+    """Return the background loop that eager functions use. From any thread; it starts nothing.
+
+    Once it was shut down, it is made anew, with the same settings.
+    """
+    if _shared._shut_down and not _shared._is_own_thread():  # whose tasks may still start others there
+        with _lock:
+            if _shared._shut_down:
+                set_shared_loop(_shared._successor())
+    return _shared
+
+
+def set_shared_loop(loop: BackgroundLoop) -> BackgroundLoop:
+    """Have eager functions use another background loop from now on. From any thread.
+
+    Args:
+        loop: The loop to use.
+
+    Returns:
+        The one that they used before, which runs on.
+
+    Raises:
+        TypeError: If `loop` is not a `BackgroundLoop`.
+    """
+    global _shared  # noqa: PLW0603
+    if not isinstance(loop, BackgroundLoop):
+        raise TypeError(
+            f"a BackgroundLoop was expected, got {loop!r}; "
+            f"write `set_shared_loop(BackgroundLoop(loop_factory=...))`"
+        )
+    with _lock:
+        before, _shared = _shared, loop
+    return before
+
+
+def _begin_anew() -> None:
+    """In a forked child: leave the parent's loops alone, and start others on the next use."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+    _call_queue.forget_parent()
+    _failure.forget_parent()
+    for reference in instances.copy():
+        loop = reference()
+        if loop is not None:
+            loop._forget_parent()
+    for loop_thread in _loop_thread.live.copy():
+        loop_thread.leave_behind()
+        _inherited.append(loop_thread)
+    _loop_thread.live.clear()
+    if _inherited:
+        # Not even the end of the process may collect them.
+        keep_for_ever(_inherited)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+hold_process()

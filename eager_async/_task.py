@@ -1,0 +1,377 @@
+"""One coroutine's run on a background loop."""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+import sys
+import threading
+import traceback
+from asyncio import CancelledError
+from collections.abc import Coroutine
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from typing_extensions import override
+
+from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, PENDING, RUNNING, running_loop, start_now
+from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
+from eager_async._failure import Failure
+from eager_async._future import CancelRequest, EagerFuture
+from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames
+
+if TYPE_CHECKING:
+    import contextvars
+    import types
+    from collections.abc import Callable, Generator
+    from typing import TextIO
+
+    from eager_async._loop_thread import LoopThread
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Seconds in which the loop's thread should say where a task is suspended, when nobody else can.
+_LONGEST_READING: Final = 0.1
+
+
+class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
+    """The handle of a call that has started: poll it, block on it, or await it.
+
+    It is a `concurrent.futures.Future`, with what `asyncio.Task` has beyond that. It also is a
+    coroutine, so that `asyncio.run`, `create_task`, `gather` and their like take it as they took the
+    coroutine of the undecorated function; several of them may do so at a time.
+
+    Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
+    """
+
+    # Threads. `_begin`, `_deliver`, `_finish` and `_end` run in the loop's thread alone (at the death
+    # of a loop, `_lose` in whichever thread buries it). Others only ask: they queue a `_deliver`, and
+    # set `_asked`, which `_begin` looks at.
+    __slots__ = (
+        "_asked",
+        "_asyncio_task",
+        "_called_at",
+        "_called_in",
+        "_called_when",
+        "_cancelling",
+        "_context",
+        "_coro",
+        "_daemon",
+        "_name",
+    )
+
+    def __init__(
+        self,
+        loop_thread: LoopThread,
+        coro: Coroutine[Any, Any, T],
+        context: contextvars.Context,
+        name: str,
+        daemon: bool,  # noqa: FBT001
+        caller: types.FrameType,
+    ) -> None:
+        """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
+        super().__init__(loop_thread)
+        self._coro: Coroutine[Any, Any, T] | None = coro
+        self._context: contextvars.Context | None = context
+        self._name = name
+        self._daemon = daemon
+        self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
+        self._asked: CancelRequest | None = None  # a cancellation asked for, from any thread
+        self._cancelling = False  # whether one has been delivered to the coroutine
+        # The line of the call is worked out when somebody wants to read it.
+        self._called_in = caller.f_code
+        self._called_at = caller.f_lasti
+        self._called_when = monotonic()
+
+    # The run, in the loop's thread
+
+    def _begin(self) -> None:
+        """Run the coroutine up to its first suspension."""
+        coro, context, loop_thread = self._coro, self._context, self._loop_thread
+        if self._status != PENDING or coro is None or context is None or loop_thread is None:
+            return  # lost in the meantime
+        if self._asked is not None:
+            self._asked.in_time = True
+            coro.close()
+            self._end(CANCELLED, self._asked.arguments)
+            return
+        self._status = RUNNING
+        self._context = None
+        try:
+            asyncio_task = start_now(self, loop_thread.loop, coro, context, self._name)
+        except BaseException as exc:  # a user's task factory may raise anything
+            self._end(FINISHED, None, self._failed(exc))
+            coro.close()
+            return
+        if asyncio_task.done():
+            self._finish(asyncio_task)
+        else:
+            asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
+
+    def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
+        """Take over what came out of the coroutine."""
+        if asyncio_task.cancelled():
+            self._end(CANCELLED, _cancel_arguments(asyncio_task))
+            return
+        exc = asyncio_task.exception()
+        if exc is None:
+            self._end(FINISHED, asyncio_task.result())
+            return
+        if isinstance(exc, SystemExit | KeyboardInterrupt):
+            # asyncio has raised these in the loop too; the frames that they passed are not the task's.
+            exc.with_traceback(coroutine_part(exc.__traceback__))
+        self._end(FINISHED, None, self._failed(exc))
+
+    def _failed(self, exc: BaseException) -> Failure:
+        assert self._loop_thread is not None
+        message = f"exception of {self._description()} was never retrieved"
+        return Failure(exc, partial(self._loop_thread.report, message))
+
+    def _end(self, state: str, result: object, failure: Failure | None = None) -> None:
+        """Settle, and drop all but the outcome."""
+        loop_thread = self._loop_thread
+        assert loop_thread is not None
+        self._coro = self._context = self._asyncio_task = self._asked = None
+        self._settle(state, result, failure)
+        loop_thread.forget(self)
+
+    def _lose(self) -> None:
+        """End without the coroutine: its loop is dead."""
+        if self.done():
+            return
+        coro = self._coro if self._status == PENDING else None
+        error = LoopClosedError(f"{self._description()} can't go on: its background loop has ended")
+        self._end(FINISHED, None, self._failed(error))
+        if coro is not None:
+            coro.close()  # or Python would warn that it was never awaited
+
+    def _withdraw(self) -> None:
+        """End without having begun, for a caller that was interrupted and has no handle."""
+        self._asked = CancelRequest()
+        self._begin()
+
+    def _leave_behind(self) -> None:
+        """In a forked child: end without any callback, and keep the coroutine, which is the parent's."""
+        vars(self).clear()  # a condition may be held by a thread that isn't here
+        self._failure = Failure(LoopClosedError(f"{self._description()} runs in the parent process"), None)
+        self._status = FINISHED
+        self._callbacks = self._loop_thread = None
+
+    # Cancellation
+
+    @override
+    def cancel(self, msg: object = None) -> bool:
+        """Ask for the task to be cancelled. From any thread; returns at once.
+
+        As for `asyncio.Task`: a `CancelledError` is raised inside the coroutine where it waits, and the
+        task is done when the coroutine has ended, cleanup included; if it goes on in spite of that, its
+        result stands. A call that hasn't begun never begins.
+
+        Args:
+            msg: Passed on to that `CancelledError`, if not None.
+
+        Returns:
+            False if the task is done already.
+        """
+        return self._ask(CancelRequest(msg), again=True)
+
+    @override
+    def _cancel_for_awaiter(self, request: CancelRequest) -> None:
+        self._ask(request, again=False)
+
+    def _ask(self, request: CancelRequest, *, again: bool) -> bool:
+        """Deliver a request in the loop's thread: at once if this is it."""
+        loop_thread = self._loop_thread
+        if loop_thread is None or self.done():
+            return False
+        self._asked = request
+        if self._status == RUNNING and self._in_loop_thread():
+            return self._deliver(request, again=again)
+        return loop_thread.call_soon(partial(self._deliver, request, again=again))
+
+    def _deliver(self, request: CancelRequest, *, again: bool) -> bool:
+        """Cancel, unless this comes after the end. An awaiter's request is not delivered again."""
+        asyncio_task = self._asyncio_task
+        if asyncio_task is None or asyncio_task.done():
+            return False
+        request.in_time = True
+        if again or not self._cancelling:
+            self._cancelling = True
+            asyncio_task.cancel(request.message)
+        return True
+
+    @override
+    def _check_awaiter(self) -> None:
+        if self._asyncio_task is not None and self._asyncio_task is asyncio.current_task():
+            raise DeadlockError(f"{self._description()} can't end while it awaits its own end")
+
+    # As a coroutine. Each asyncio task that drives it is an awaiter of its own.
+
+    @override
+    def send(self, value: Any) -> Any:
+        """Go on waiting for the end, for the asyncio task that runs now. Called by that task.
+
+        Raises:
+            StopIteration: With the result, when the task is done.
+            BaseException: What the work raised.
+        """
+        try:
+            drivers, key = self._drivers(), _driver()
+            driver = drivers.pop(key, None) or self._await()
+            waiter = driver.send(None)
+            drivers[key] = driver
+            return waiter
+        finally:
+            del self  # no cycle from the exception through this frame
+
+    @override
+    def throw(self, typ: Any, val: Any = None, tb: types.TracebackType | None = None) -> Any:
+        """Raise an exception in the wait of the asyncio task that runs now. Called by that task.
+
+        A `CancelledError` asks for the work to be cancelled, and the wait goes on. Any other ends
+        this wait alone.
+
+        Raises:
+            StopIteration: With the result, when the task is done.
+            BaseException: The exception, or what the work raised.
+        """
+        exc = val if isinstance(val, BaseException) else typ if val is None else typ(val)
+        if isinstance(exc, type):
+            exc = exc()
+        if tb is not None:
+            exc = exc.with_traceback(tb)
+        try:
+            drivers, key = self._drivers(), _driver()
+            driver = drivers.pop(key, None)
+            if driver is not None:
+                waiter = driver.throw(exc)
+            elif isinstance(exc, CancelledError):
+                request = CancelRequest.of(exc)
+                self._cancel_for_awaiter(request)
+                driver = self._await(request)
+                waiter = driver.send(None)
+            else:
+                raise exc
+            drivers[key] = driver
+            return waiter
+        finally:
+            del self, exc, driver
+
+    @override
+    def close(self) -> None:
+        """End the wait of the asyncio task that runs now, if it waits; the work runs on."""
+        driver = self._drivers().pop(_driver(), None)
+        if driver is not None:
+            driver.close()
+
+    def _drivers(self) -> dict[object, Generator[Any, None, T]]:
+        drivers: dict[object, Generator[Any, None, T]] = vars(self).setdefault("_made_drivers", {})
+        return drivers
+
+    # For people
+
+    def get_name(self) -> str:
+        """Return the name that was given to `create_task`, or else the function's. From any thread."""
+        return self._name
+
+    def get_coro(self) -> Coroutine[Any, Any, T] | None:
+        """Return the coroutine, or None once the task is done. From any thread."""
+        return self._coro
+
+    def get_stack(self, *, limit: int | None = None) -> list[types.FrameType]:
+        """Return the frames at which the coroutine is suspended, or those of its exception.
+
+        As for `asyncio.Task`: the oldest first, and none for a task that returned or was cancelled. The
+        coroutines that it awaits are included. From any thread.
+
+        Args:
+            limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
+        """
+        if self._failure is not None:
+            frames = [frame for frame, _ in traceback.walk_tb(self._failure.traceback)]
+            return frames if limit is None else frames[:limit]
+        frames = self._read_coroutine(suspended_frames) or []
+        return frames if limit is None else frames[max(len(frames) - limit, 0) :]
+
+    def print_stack(self, *, limit: int | None = None, file: TextIO | None = None) -> None:
+        """Print the frames of `get_stack`, as `asyncio.Task.print_stack` does. From any thread.
+
+        Args:
+            limit: The most frames, as for `get_stack`.
+            file: Where to print. None: to `sys.stderr`.
+        """
+        frames = self.get_stack(limit=limit)
+        kind = "Stack" if self._failure is None else "Traceback"
+        head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
+        lines = traceback.format_list([
+            traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+            for frame in frames
+        ])
+        if self._failure is not None:
+            lines += traceback.format_exception_only(self._failure.exception)
+        print(head, "\n", *lines, sep="", end="", file=sys.stderr if file is None else file)
+
+    @override
+    def __repr__(self) -> str:
+        return f"<EagerTask {id(self):#x} {self._name} {self._condition_text()}, {self._call_text()}>"
+
+    @override
+    def _description(self) -> str:
+        return f"{self._name} {self._call_text()}"
+
+    def _progress(self) -> str:
+        """`fetch() called at app.py:30, running for 5.2 s`."""
+        return f"{self._description()}, {self._condition_text()}"
+
+    def _call_text(self) -> str:
+        return f"called at {line_of(self._called_in, self._called_at)}"
+
+    def _condition_text(self) -> str:
+        if self._failure is not None:
+            return f"raised {reprlib.repr(self._failure.exception)}"
+        if self._status == FINISHED:
+            return f"returned {reprlib.repr(self._result)}"
+        if self._status == CANCELLED:
+            return "cancelled"
+        state = "being cancelled, running" if self._asked is not None else self._status.lower()
+        return f"{state} for {monotonic() - self._called_when:.1f} s"
+
+    @override
+    def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
+        line = self._read_coroutine(suspended_at)
+        place = "" if line is None else f", suspended at {line}"
+        return ResultTimeoutError(
+            f"no result within {timeout} s: {self._progress()}{place}. It runs on; `task.cancel()` ends it"
+        )
+
+    def _read_coroutine(self, read: Callable[[Any], R]) -> R | None:
+        """Read the coroutine's frames: without the GIL, in the loop's thread, if that answers soon."""
+        loop_thread = self._loop_thread
+        if GIL_ENABLED or loop_thread is None or self._in_loop_thread():
+            return read(self._coro)
+        answer: list[R] = []
+        answered = threading.Event()
+
+        def give_answer() -> None:
+            answer.append(read(self._coro))
+            answered.set()
+
+        loop_thread.call_soon(give_answer)
+        answered.wait(_LONGEST_READING)
+        return answer[0] if answer else None
+
+
+def _driver() -> object:
+    """Who drives a coroutine now: the asyncio task that runs in this thread."""
+    loop = running_loop()
+    return None if loop is None else asyncio.current_task(loop) or loop
+
+
+def _cancel_arguments(asyncio_task: asyncio.Task[Any]) -> tuple[object, ...]:
+    try:
+        asyncio_task.result()
+    except CancelledError as exc:
+        return exc.args
+    return ()
