@@ -1,14 +1,9 @@
 """Call an async function, and it runs: from plain code or from asyncio, on a background event loop.
 
-    from eager_async import eager
-
-    @eager
-    async def fetch(url: str) -> bytes: ...
-
-    task = fetch("…")          # an EagerTask, already running
-    task.done()                # poll, from anywhere
-    task.result(timeout=5)     # block, from plain code
-    await task                 # or await, inside any asyncio code
+task = fetch("…")  # fetch is an `async def` under `@eager`; task is an EagerTask, already running
+task.done()  # poll, from anywhere
+task.result(timeout=5)  # block, from plain code
+await task  # or await, inside any asyncio code
 """
 
 from eager_async._decorator import eager
@@ -30,4 +25,3 @@ __all__ = [
 
 for _name in __all__:
     globals()[_name].__module__ = __name__  # what users see, and what pickles
-del _name

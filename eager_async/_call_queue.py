@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import threading
 import weakref
+from _thread import get_ident
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -25,13 +26,15 @@ class CallQueue:
     No call is lost: whoever queues looks at `_armed` *after* appending, and `_drain` clears it *before*
     it empties the queue. So a thread that finds it set appended before that clearing, and the `_drain`
     which is to come makes the call; both orders follow from the deque's own lock, without the GIL too.
-    Two threads that arm at once cost a `_drain` that finds nothing.
+    Two threads that arm at once cost a `_drain` that finds nothing. A signal handler that queues while
+    its own thread is arming must not count on that, which goes on only after it: `_arming` tells.
     """
 
-    __slots__ = ("_armed", "_calls", "_loop")
+    __slots__ = ("_armed", "_arming", "_calls", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = False
+        self._arming = 0  # the thread that is about to schedule a `_drain`
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
 
@@ -42,7 +45,9 @@ class CallQueue:
             False if the loop is closed, and may never make the call.
         """
         self._calls.append(call)
-        return self._armed or self._arm()
+        if self._armed and (not self._arming or self._arming != get_ident()):
+            return True
+        return self._arm()
 
     def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether this is that loop's queue."""
@@ -53,6 +58,7 @@ class CallQueue:
         if loop is None:
             return False
         try:
+            self._arming = get_ident()
             self._armed = True
             loop.call_soon_threadsafe(self._drain)
         except BaseException as exc:  # a Ctrl-C too, else nobody would ever arm again
@@ -61,6 +67,8 @@ class CallQueue:
                 self._calls.clear()  # or they would be kept as long as this thread has no other loop
                 return False
             raise
+        finally:
+            self._arming = 0
         return True
 
     def _drain(self) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import importlib
 import inspect
 import sys
 import threading
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 with contextlib.suppress(RuntimeError):  # too late for that, in a thread that outlives the main one
-    import concurrent.futures.thread  # noqa: F401  registers its exit hook, which has to come before ours
+    importlib.import_module("concurrent.futures.thread")  # its exit hook has to come before ours
 
 # The states of a `concurrent.futures.Future`, which `concurrent.futures.wait` and `as_completed`
 # compare with the attribute `_state`.
@@ -41,6 +42,13 @@ UNINTERRUPTIBLE_WAIT: float | None = 0.1 if sys.platform == "win32" and sys.vers
 # The loop that runs in this thread, or None: asyncio's own way to ask without an exception.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
 
+# asyncio makes its policy on first use, under a lock: a signal handler that comes in then must not need
+# it too. From 3.14 on the public name warns.
+if sys.version_info >= (3, 14):
+    asyncio.events._get_event_loop_policy()  # type: ignore[attr-defined]
+else:
+    asyncio.get_event_loop_policy()
+
 _new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = asyncio.Task.__new__
 
 _HAS_EAGER_START = sys.version_info >= (3, 12)
@@ -58,22 +66,26 @@ def start_now(
     coro: Coroutine[Any, Any, Any],
     context: contextvars.Context,
     name: str,
-) -> asyncio.Task[Any]:
+) -> None:
     """Make an asyncio task of a coroutine, give it to its owner, and run it up to its first suspension.
 
     Only on the thread in which the loop runs, inside a task or not. The context must not be entered
     (a task that starts eagerly in an entered one corrupts `current_task()` on 3.12 to 3.14).
     """
-    if not _HAS_EAGER_START or loop.get_task_factory() is not None:
-        return _start_by_hand(owner, loop, coro, context, name)
-    task: asyncio.Task[Any] = _new_task(asyncio.Task)
-    owner._asyncio_task = task
+    task: asyncio.Task[Any] | None = None
     try:
-        task.__init__(coro, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
-    except (SystemExit, KeyboardInterrupt):  # the body's: the task has it too, and must not get lost
-        if not task.done():
-            raise
-    return task
+        if _HAS_EAGER_START and loop.get_task_factory() is None:
+            # In two steps, as what a first step raises must not take the task with it.
+            task = owner._asyncio_task = _new_task(asyncio.Task)
+            task.__init__(coro, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
+        else:
+            _start_by_hand(owner, loop, coro, context, name)
+    except (SystemExit, KeyboardInterrupt):
+        if task is None or not task.done():
+            raise  # not the body's
+    finally:
+        # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
+        del owner, task, context
 
 
 def _start_by_hand(
@@ -82,14 +94,15 @@ def _start_by_hand(
     coro: Coroutine[Any, Any, Any],
     context: contextvars.Context,
     name: str,
-) -> asyncio.Task[Any]:
+) -> None:
     """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's.
 
     A new task has its first step scheduled by `loop.call_soon`. Here that step is taken out of the
     schedule and run at once. Neither name nor context are passed as arguments, since factories and
     loops differ in those that they accept (python/cpython#133745).
     """
-    first_steps: list[tuple[asyncio.Handle, Callable[[], object], contextvars.Context]] = []
+    task: asyncio.Task[Any] | None = None
+    scheduled: list[tuple[asyncio.Handle, Callable[[], object], contextvars.Context]] = []
     call_soon = loop.call_soon
 
     def recording_call_soon(
@@ -97,28 +110,31 @@ def _start_by_hand(
     ) -> asyncio.Handle:
         handle = call_soon(callback, *args, context=context)
         if context is not None and not args and not _has_begun(coro):
-            first_steps.append((handle, callback, context))
+            scheduled.append((handle, callback, context))
         return handle
 
     before = vars(loop).get("call_soon")  # a user's, or that of a call around this one
-    loop.call_soon = recording_call_soon  # type: ignore[method-assign]
+    loop.call_soon = recording_call_soon  # type: ignore[method-assign, assignment]
     try:
         factory = loop.get_task_factory()
-        make = loop.create_task if factory is None else functools.partial(factory, loop)
-        task: asyncio.Task[Any] = context.run(make, coro)
+        make: Callable[..., Any] = loop.create_task if factory is None else functools.partial(factory, loop)
+        try:
+            made = task = owner._asyncio_task = context.run(make, coro)
+        finally:
+            if before is None:
+                del loop.call_soon
+            else:
+                loop.call_soon = before  # type: ignore[method-assign]
+        if hasattr(made, "set_name"):
+            made.set_name(name)
+        for handle, step, step_context in scheduled:
+            if getattr(step, "__self__", None) is task and not handle.cancelled():
+                handle.cancel()
+                _step(loop, task, step, step_context)
     finally:
-        if before is None:
-            del loop.call_soon
-        else:
-            loop.call_soon = before  # type: ignore[method-assign]
-    owner._asyncio_task = task
-    if hasattr(task, "set_name"):
-        task.set_name(name)
-    for handle, step, step_context in first_steps:
-        if getattr(step, "__self__", None) is task and not handle.cancelled():
-            handle.cancel()
-            _step(loop, task, step, step_context)
-    return task
+        scheduled.clear()
+        made = None
+        del owner, task, context  # no cycle, as in start_now
 
 
 def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
@@ -127,7 +143,7 @@ def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
 
 def _step(
     loop: asyncio.AbstractEventLoop,
-    task: asyncio.Task[Any],
+    task: asyncio.Task[Any] | None,
     step: Callable[[], object],
     context: contextvars.Context,
 ) -> None:
@@ -137,12 +153,13 @@ def _step(
         _tasks._leave_task(loop, outer)
     try:
         context.run(step)
-    except (SystemExit, KeyboardInterrupt):  # the body's: the task has it too
-        if not task.done():
-            raise
+    except (SystemExit, KeyboardInterrupt):
+        if task is None or not task.done():
+            raise  # not the body's
     finally:
         if outer is not None:
             _tasks._enter_task(loop, outer)
+        del task, step, context  # no cycle, as in start_now
 
 
 async def shut_default_executor(loop: asyncio.AbstractEventLoop) -> None:
@@ -150,7 +167,9 @@ async def shut_default_executor(loop: asyncio.AbstractEventLoop) -> None:
     try:
         await loop.shutdown_default_executor()
     except RuntimeError:  # when the process ends, on 3.12.0 to 3.12.2 (python/cpython#113964)
-        loop._default_executor.shutdown()  # type: ignore[attr-defined]
+        executor = getattr(loop, "_default_executor", None)  # uvloop's is out of reach
+        if executor is not None:
+            executor.shutdown()
 
 
 _last_hook: object = None
@@ -159,8 +178,8 @@ _last_hook: object = None
 def call_before_thread_shutdown(callback: Callable[[], None]) -> bool:
     """Have a callback run when the main thread has ended, while other threads can still be started.
 
-    `atexit` is too late: by then the default executors are shut (python/cpython#99704). Those that are
-    registered later run earlier; a callback that has the last place already isn't registered again.
+    `atexit` is too late: by then the default executors are shut (python/cpython#99704). The latest comes
+    first; if nothing was registered since this one, it isn't registered again. For one callback only.
 
     Returns:
         False if it is too late for that already (python/cpython#86813).
@@ -172,7 +191,7 @@ def call_before_thread_shutdown(callback: Callable[[], None]) -> bool:
             threading._register_atexit(callback)  # type: ignore[attr-defined]
         except RuntimeError:
             return False
-        _last_hook = hooks[-1]
+        _last_hook = hooks[-1]  # pyright: ignore[reportUnknownVariableType]
     return True
 
 

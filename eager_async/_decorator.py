@@ -10,14 +10,13 @@ import sys
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import wrapt
+
 from eager_async._loop import BackgroundLoop, task_name
 from eager_async._process import shared_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Protocol
-
-    from typing_extensions import Self
+    from typing import Protocol, Self
 
     from eager_async._task import EagerTask
 
@@ -39,22 +38,29 @@ T = TypeVar("T")
 C = TypeVar("C")
 
 
+# wrapt's types can't say that a coroutine becomes a task; the overloads of `eager` do.
+_BoundFunctionWrapper: Any = wrapt.BoundFunctionWrapper
+_FunctionWrapper: Any = wrapt.FunctionWrapper
+
+
 class _Starter:
     """Calls what a wrapper wraps, and starts the coroutine."""
 
+    __slots__ = ()  # a `__dict__` of its own would hide wrapt's
+
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
+        loop: BackgroundLoop | None
         loop, name, daemon = self._self_options
         coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
         if loop is None:
             loop = shared_loop()
-        task: EagerTask[Any] = loop._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
-        return task
+        return loop._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
 
     def __repr__(self: Any) -> str:
         return f"<eager {self.__wrapped__!r}>"
 
 
-class _BoundEagerFunction(_Starter, wrapt.BoundFunctionWrapper):
+class _BoundEagerFunction(_Starter, _BoundFunctionWrapper):  # type: ignore[misc]
     """A method, as looked up on an instance or a class."""
 
     @property
@@ -76,13 +82,13 @@ class _BoundEagerFunction(_Starter, wrapt.BoundFunctionWrapper):
         return self._self_owner if instance is None else instance
 
 
-class _EagerFunction(_Starter, wrapt.FunctionWrapper):
+class _EagerFunction(_Starter, _FunctionWrapper):  # type: ignore[misc]
     """A decorated function. How it is bound as a method is wrapt's to know."""
 
     __bound_function_wrapper__ = _BoundEagerFunction
 
     def __init__(self, function: Any, loop: BackgroundLoop | None, daemon: bool | None) -> None:  # noqa: FBT001
-        super().__init__(function, function)
+        _FunctionWrapper.__init__(self, function, function)
         self._self_options = loop, task_name(_plain(function)), daemon
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -97,9 +103,7 @@ class _EagerFunction(_Starter, wrapt.FunctionWrapper):
 
 
 @overload
-def eager(
-    function: classmethod[C, P, Coroutine[Any, Any, T]], /
-) -> classmethod[C, P, EagerTask[T]]: ...
+def eager(function: classmethod[C, P, Coroutine[Any, Any, T]], /) -> classmethod[C, P, EagerTask[T]]: ...
 @overload
 def eager(function: staticmethod[P, Coroutine[Any, Any, T]], /) -> staticmethod[P, EagerTask[T]]: ...
 @overload
@@ -141,8 +145,7 @@ def eager(function: Any = None, /, *, loop: BackgroundLoop | None = None, daemon
 
 def _decorate(function: Any, /, *, loop: BackgroundLoop | None, daemon: bool | None) -> _EagerFunction:
     plain = _plain(function)
-    call = plain if inspect.isroutine(plain) else getattr(type(plain), "__call__", None)
-    candidates = () if inspect.isclass(plain) else (plain, call)
+    candidates = () if inspect.isclass(plain) else (plain, getattr(plain.__class__, "__call__", None))  # noqa: B004
     if any(map(inspect.isasyncgenfunction, candidates)):
         raise TypeError(
             f"eager() needs an async function, and {function!r} is an async generator function: "
@@ -158,4 +161,4 @@ def _decorate(function: Any, /, *, loop: BackgroundLoop | None, daemon: bool | N
 
 def _plain(function: Any) -> Any:
     """The function in a class or static method."""
-    return function.__func__ if isinstance(function, classmethod | staticmethod) else function
+    return getattr(function, "__func__", function)

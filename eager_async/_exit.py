@@ -84,17 +84,18 @@ def _wait_for_tasks() -> None:
         if not said and elapsed >= _SAY_AFTER:
             said = True
             logger.warning("the process waits for %s", _summary(busy))
+        pauses = [] if said else [_SAY_AFTER - elapsed]
+        if UNINTERRUPTIBLE_WAIT is not None:
+            pauses.append(UNINTERRUPTIBLE_WAIT)
         for loop_thread in busy:
-            if loop_thread.exit_timeout is not None and elapsed >= loop_thread.exit_timeout:
+            if loop_thread.exit_timeout is None:
+                continue
+            left = loop_thread.exit_timeout - elapsed
+            if left <= 0:
                 out_of_time.add(loop_thread)
                 logger.warning("time ran out at exit: cancelling %s", _summary([loop_thread]))
                 loop_thread.close(cancel=True)
-        limits = [loop_thread.exit_timeout for loop_thread in busy if loop_thread not in out_of_time]
-        pauses = [limit - elapsed for limit in limits if limit is not None]
-        if not said:
-            pauses.append(_SAY_AFTER - elapsed)
-        if UNINTERRUPTIBLE_WAIT is not None:
-            pauses.append(UNINTERRUPTIBLE_WAIT)
+            pauses.append(max(left, 0))
         task_ended.wait(min(pauses, default=None))
 
 

@@ -24,9 +24,7 @@ class Failure:
 
     __slots__ = ("__weakref__", "_context", "_report", "exception", "traceback")
 
-    def __init__(
-        self, exception: BaseException, report: Callable[[BaseException], object] | None
-    ) -> None:
+    def __init__(self, exception: BaseException, report: Callable[[BaseException], object] | None) -> None:
         """Keep an exception.
 
         Args:

@@ -293,22 +293,24 @@ class EagerFuture(concurrent.futures.Future[T]):
     # enlisted; and each future needs a condition of its own. It is made when they first ask: few
     # futures need one, and it costs more than all the rest.
 
-    @property
-    def _condition(self) -> threading.Condition:
-        condition: threading.Condition = vars(self).setdefault("_made_condition", threading.Condition())
-        if not self._call_when_done(self._notify):
-            self._notify()
-        return condition
+    if not TYPE_CHECKING:  # for checkers, `concurrent.futures` wants attributes that can be set
 
-    @property
-    def _waiters(self) -> list[Any]:
-        waiters: list[Any] = vars(self).setdefault("_made_waiters", [])
-        return waiters
+        @property
+        def _condition(self) -> threading.Condition:
+            condition: threading.Condition = vars(self).setdefault("_made_condition", threading.Condition())
+            if not self._call_when_done(self._notify):
+                self._notify()
+            return condition
 
-    @property
-    def _state(self) -> str:
-        rare = vars(self)
-        return RUNNING if "_made_condition" in rare and "_notified" not in rare else self._status
+        @property
+        def _waiters(self) -> list[Any]:
+            waiters: list[Any] = vars(self).setdefault("_made_waiters", [])
+            return waiters
+
+        @property
+        def _state(self) -> str:
+            rare = vars(self)
+            return RUNNING if "_made_condition" in rare and "_notified" not in rare else self._status
 
     def _notify(self) -> None:
         rare = vars(self)
@@ -400,4 +402,3 @@ def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         with suppress(RuntimeError):  # its loop is closed
             waiter.set_result(None)
-

@@ -11,7 +11,7 @@ import threading
 import types
 import weakref
 from _thread import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
@@ -20,8 +20,7 @@ from eager_async._task import EagerTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
-    from typing_extensions import Self
+    from typing import Self
 
 T = TypeVar("T")
 
@@ -30,6 +29,9 @@ _daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_async_daem
 
 # All background loops of this process, for those who have to find them after a fork.
 instances: set[weakref.ref[BackgroundLoop]] = set()
+
+
+_PROCESS_ENDS: Final = "the process is ending: no background loop is started any more"
 
 
 class BackgroundLoop:
@@ -124,7 +126,7 @@ class BackgroundLoop:
         """
         if not asyncio.iscoroutine(coro):
             raise TypeError(
-                f"a coroutine was expected, not {coro!r}; write `loop.create_task(f(...))` "
+                f"a coroutine was expected, got {coro!r}; write `loop.create_task(f(...))` "
                 f"with an `async def f`, or decorate that with `@eager` and call it"
             )
         if name is None:
@@ -144,7 +146,7 @@ class BackgroundLoop:
         caller: types.FrameType,
     ) -> EagerTask[T]:
         """`create_task` for eager functions, which know it all. The context is for this task alone."""
-        if type(coro) is not types.CoroutineType and not asyncio.iscoroutine(coro):
+        if not isinstance(coro, types.CoroutineType) and not asyncio.iscoroutine(coro):
             raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
         try:
             loop_thread = self._loop_thread
@@ -164,14 +166,20 @@ class BackgroundLoop:
             coro.close()
             raise
         except BaseException:  # a Ctrl-C at any point: it may have been queued or not
-            loop_thread.call_soon(task._withdraw)
+            loop_thread.call_soon(functools.partial(task._withdraw, loop_thread))
             raise
-        return task
+        try:
+            return task
+        finally:
+            del task  # no cycle, as in start_now
 
     def tasks(self) -> set[EagerTask[Any]]:
         """Return the tasks that are unfinished now. From any thread."""
         loop_thread = self._loop_thread
-        return set() if loop_thread is None else {*loop_thread.tasks.copy(), *loop_thread.daemons.copy()}
+        if loop_thread is None:
+            return set()
+        tasks = [*loop_thread.tasks.copy(), *loop_thread.daemons.copy()]
+        return {task for task in tasks if not task.done()}
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Refuse new work, wait for what is there, and close the loop as `asyncio.run` does.
@@ -212,7 +220,8 @@ class BackgroundLoop:
         else:
             state = "closed" if loop_thread.closed else "closing" if loop_thread.closing else "open"
         unfinished = len(self.tasks())
-        return f"<BackgroundLoop {self._name!r} {state}, {unfinished} unfinished tasks>"
+        tasks = "task" if unfinished == 1 else "tasks"
+        return f"<BackgroundLoop {self._name!r} {state}, {unfinished} unfinished {tasks}>"
 
     def _admitting_thread(self) -> LoopThread:
         """The thread that takes on what this caller starts; made, if it is the first."""
@@ -223,11 +232,14 @@ class BackgroundLoop:
             if self._shut_down or (loop_thread is not None and loop_thread.closing):
                 raise LoopClosedError(f"the background loop {self._name!r} was shut down")
             hold_process()
+            if is_over():
+                raise LoopClosedError(_PROCESS_ENDS)
             made = self._make_thread()
             made.start()
-            if is_over():  # looked at after the start: whoever ends the wait then looks at all that have started
+            if is_over():  # in the meantime; but the wait for tasks may have missed this thread
                 made.close(cancel=True)
-                raise LoopClosedError("the process is ending: no background loop is started any more")
+                made.join()
+                raise LoopClosedError(_PROCESS_ENDS)
             if self._loop_thread is not loop_thread:  # a signal handler came in, and started one
                 made.close(cancel=False)
                 return self._admitting_thread()
@@ -240,7 +252,8 @@ class BackgroundLoop:
         return loop_thread is not None and loop_thread.ident == get_ident()
 
     def _make_thread(self) -> LoopThread:
-        loop = asyncio.new_event_loop() if self._loop_factory is None else self._loop_factory()
+        # In an empty context, since the handles of a loop's own sockets keep the one they are made in.
+        loop = contextvars.Context().run(self._loop_factory or asyncio.new_event_loop)
         if self._debug is not None:
             loop.set_debug(self._debug)
         return LoopThread(

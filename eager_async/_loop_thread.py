@@ -8,7 +8,6 @@ import threading
 import traceback
 from _thread import allocate_lock, get_ident
 from contextlib import suppress
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,12 +98,18 @@ class LoopThread:
             task._begin()
         finally:
             self._depth -= 1
+            del task, unfinished  # no cycle, as in start_now
 
     def forget(self, task: EagerTask[Any]) -> None:
         """Strike a task that has ended off the unfinished."""
         self._unfinished_like(task).pop(task, None)
         for watcher in self._watchers:
             watcher()
+
+    def forget_if_done(self, task: EagerTask[Any]) -> None:
+        """`forget`, for a task whose end was interrupted."""
+        if task.done():
+            self.forget(task)
 
     def watch(self, watcher: Callable[[], object]) -> None:
         """Have something called in the loop's thread whenever a task ends. From any thread."""
@@ -179,14 +184,11 @@ class LoopThread:
         """Have the thread end when its tasks have, or cancel them first. Returns at once."""
         self.closing = True
         self.open = False
-        self.call_soon(partial(self._wind_down, cancel=cancel))
-
-    def _wind_down(self, *, cancel: bool) -> None:
-        self.watch(self.loop.stop)
         if cancel:
-            for task in [*self.tasks, *self.daemons]:
+            for task in [*self.tasks.copy(), *self.daemons.copy()]:
                 task.cancel()
-        self.loop.stop()
+        self.watch(self.loop.stop)
+        self.call_soon(self.loop.stop)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread's end. From any thread but this one.
@@ -272,12 +274,15 @@ class LoopThread:
             live.discard(self)
             self.ident = None  # from now on it may be another thread's
 
-    def leave_behind(self) -> None:
-        """In a forked child: end the tasks, and touch nothing else, least of all their coroutines."""
+    def leave_behind(self) -> list[object]:
+        """In a forked child: end the tasks, and touch nothing else.
+
+        Returns:
+            What the child must keep for ever.
+        """
         self.open = False
         self.closed = True
-        for task in [*self.tasks, *self.daemons]:
-            task._leave_behind()
+        return [self, *(task._leave_behind() for task in [*self.tasks, *self.daemons])]
 
 
 class _Probe:

@@ -42,7 +42,7 @@ def set_shared_loop(loop: BackgroundLoop) -> BackgroundLoop:
     Raises:
         TypeError: If `loop` is not a `BackgroundLoop`.
     """
-    global _shared  # noqa: PLW0603
+    global _shared
     if not isinstance(loop, BackgroundLoop):
         raise TypeError(
             f"a BackgroundLoop was expected, got {loop!r}; "
@@ -63,9 +63,7 @@ def _begin_anew() -> None:
         loop = reference()
         if loop is not None:
             loop._forget_parent()
-    for loop_thread in _loop_thread.live.copy():
-        loop_thread.leave_behind()
-        _inherited.append(loop_thread)
+    _inherited.extend(loop_thread.leave_behind() for loop_thread in _loop_thread.live.copy())
     _loop_thread.live.clear()
     if _inherited:
         # Not even the end of the process may collect them.

@@ -99,19 +99,27 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
             return
         self._status = RUNNING
         self._context = None
+        asyncio_task: asyncio.Task[T] | None = None
         try:
-            asyncio_task = start_now(self, loop_thread.loop, coro, context, self._name)
+            start_now(self, loop_thread.loop, coro, context, self._name)
+            asyncio_task = self._asyncio_task
+            assert asyncio_task is not None
+            if asyncio_task.done():
+                self._finish(asyncio_task)
+            else:
+                asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
         except BaseException as exc:  # a user's task factory may raise anything
+            if self.done():
+                raise
             self._end(FINISHED, None, self._failed(exc))
             coro.close()
-            return
-        if asyncio_task.done():
-            self._finish(asyncio_task)
-        else:
-            asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
+        finally:
+            del self, context, asyncio_task  # no cycle, as in start_now
 
     def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
         """Take over what came out of the coroutine."""
+        if self.done():
+            return  # lost, or told twice
         if asyncio_task.cancelled():
             self._end(CANCELLED, _cancel_arguments(asyncio_task))
             return
@@ -147,17 +155,29 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
         if coro is not None:
             coro.close()  # or Python would warn that it was never awaited
 
-    def _withdraw(self) -> None:
-        """End without having begun, for a caller that was interrupted and has no handle."""
-        self._asked = CancelRequest()
-        self._begin()
+    def _withdraw(self, loop_thread: LoopThread) -> None:
+        """Bring a call to its end that was interrupted somewhere, and whose caller has no handle."""
+        asyncio_task = self._asyncio_task
+        if self._status == PENDING:
+            self._asked = CancelRequest()
+            self._begin()
+        elif asyncio_task is not None and not self.done():
+            asyncio_task.cancel()
+            asyncio_task.add_done_callback(self._finish)
+        loop_thread.forget_if_done(self)
 
-    def _leave_behind(self) -> None:
-        """In a forked child: end without any callback, and keep the coroutine, which is the parent's."""
+    def _leave_behind(self) -> tuple[object, ...]:
+        """In a forked child: end, without any callback.
+
+        Returns:
+            What the child must keep, and never run, close or collect: it is the parent's.
+        """
         vars(self).clear()  # a condition may be held by a thread that isn't here
+        kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
         self._failure = Failure(LoopClosedError(f"{self._description()} runs in the parent process"), None)
         self._status = FINISHED
-        self._callbacks = self._loop_thread = None
+        self._coro = self._context = self._asyncio_task = self._callbacks = self._loop_thread = None
+        return kept
 
     # Cancellation
 
@@ -192,20 +212,29 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
         return loop_thread.call_soon(partial(self._deliver, request, again=again))
 
     def _deliver(self, request: CancelRequest, *, again: bool) -> bool:
-        """Cancel, unless this comes after the end. An awaiter's request is not delivered again."""
-        asyncio_task = self._asyncio_task
+        """Cancel, unless this comes after the end. Awaiters' requests merge while one is being served."""
+        asyncio_task = self._known_asyncio_task()
         if asyncio_task is None or asyncio_task.done():
             return False
         request.in_time = True
-        if again or not self._cancelling:
+        if again or not (self._cancelling and asyncio_task.cancelling()):
             self._cancelling = True
             asyncio_task.cancel(request.message)
         return True
 
     @override
     def _check_awaiter(self) -> None:
-        if self._asyncio_task is not None and self._asyncio_task is asyncio.current_task():
+        asyncio_task = self._known_asyncio_task()
+        if asyncio_task is not None and asyncio_task is asyncio.current_task():
             raise DeadlockError(f"{self._description()} can't end while it awaits its own end")
+
+    def _known_asyncio_task(self) -> asyncio.Task[Any] | None:
+        """The asyncio task, also in a first step that a user's eager task factory runs."""
+        if self._asyncio_task is None and self._status == RUNNING:
+            current = asyncio.current_task()
+            if current is not None and current.get_coro() is self._coro:
+                return current
+        return self._asyncio_task
 
     # As a coroutine. Each asyncio task that drives it is an awaiter of its own.
 
@@ -217,14 +246,14 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
             StopIteration: With the result, when the task is done.
             BaseException: What the work raised.
         """
+        drivers, key = self._drivers(), _driver()
+        driver = drivers.pop(key, None) or self._await()
         try:
-            drivers, key = self._drivers(), _driver()
-            driver = drivers.pop(key, None) or self._await()
             waiter = driver.send(None)
             drivers[key] = driver
             return waiter
         finally:
-            del self  # no cycle from the exception through this frame
+            del self, key, drivers, driver  # no cycle from the exception through this frame
 
     @override
     def throw(self, typ: Any, val: Any = None, tb: types.TracebackType | None = None) -> Any:
@@ -242,9 +271,9 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
             exc = exc()
         if tb is not None:
             exc = exc.with_traceback(tb)
+        drivers, key = self._drivers(), _driver()
+        driver = drivers.pop(key, None)
         try:
-            drivers, key = self._drivers(), _driver()
-            driver = drivers.pop(key, None)
             if driver is not None:
                 waiter = driver.throw(exc)
             elif isinstance(exc, CancelledError):
@@ -257,7 +286,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
             drivers[key] = driver
             return waiter
         finally:
-            del self, exc, driver
+            del self, key, drivers, driver, exc, typ, val  # no cycle from the exception through this frame
 
     @override
     def close(self) -> None:
@@ -275,6 +304,11 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
     def get_name(self) -> str:
         """Return the name that was given to `create_task`, or else the function's. From any thread."""
         return self._name
+
+    @property
+    def __name__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How asyncio shows a task that drives this one."""
+        return self._name.removesuffix("()")
 
     def get_coro(self) -> Coroutine[Any, Any, T] | None:
         """Return the coroutine, or None once the task is done. From any thread."""
@@ -305,10 +339,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
         frames = self.get_stack(limit=limit)
         kind = "Stack" if self._failure is None else "Traceback"
         head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
-        lines = traceback.format_list([
-            traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-            for frame in frames
-        ])
+        lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()
         if self._failure is not None:
             lines += traceback.format_exception_only(self._failure.exception)
         print(head, "\n", *lines, sep="", end="", file=sys.stderr if file is None else file)
@@ -340,7 +371,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
 
     @override
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
-        line = self._read_coroutine(suspended_at)
+        line = self._read_coroutine(suspended_at) if self._status == RUNNING else None
         place = "" if line is None else f", suspended at {line}"
         return ResultTimeoutError(
             f"no result within {timeout} s: {self._progress()}{place}. It runs on; `task.cancel()` ends it"

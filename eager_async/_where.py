@@ -35,9 +35,7 @@ def suspended_frames(coro: Any) -> list[types.FrameType]:
 def suspended_at(coro: Any) -> str | None:
     """Name the line at which a coroutine waits: the innermost that isn't asyncio's own."""
     frames = [
-        frame
-        for frame in suspended_frames(coro)
-        if os.path.dirname(frame.f_code.co_filename) != _ASYNCIO
+        frame for frame in suspended_frames(coro) if os.path.dirname(frame.f_code.co_filename) != _ASYNCIO
     ]
     if not frames:
         return None

@@ -1,0 +1,206 @@
+"""A loop that somebody blocks, or that missed a wake-up: noticed by those who wait in `result()`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eager_async import BackgroundLoop, ResultTimeoutError
+from eager_async._cpython import GIL_ENABLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+PATIENCE = 30  # seconds, for what comes at once unless it never comes
+
+
+class Stall:
+    """A body that blocks its loop's thread until a warning has been logged."""
+
+    def __init__(self, warned: threading.Semaphore) -> None:
+        self._warned = warned
+
+    async def __call__(self) -> str:
+        """Block."""
+        assert self._warned.acquire(timeout=PATIENCE)  # the blocking line
+        return "went on"
+
+
+class WarningSignal(logging.Handler):
+    """Releases a semaphore at each warning of the package."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warned = threading.Semaphore(0)
+        self.number = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count it. In whichever thread logs."""
+        del record
+        self.number += 1
+        self.warned.release()
+
+
+@pytest.fixture
+def signal_() -> Iterator[WarningSignal]:
+    """Watch the package's warnings."""
+    handler = WarningSignal()
+    logger = logging.getLogger("eager_async")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+# With the stack of the loop's thread, down to the line that blocks; without the GIL it can't be read.
+WARNING = (
+    r"'stuck' has not turned for \d+\.\d s" + r".*in __call__\n.*acquire.*the blocking line" * GIL_ENABLED
+)
+
+
+def test_a_blocked_loop_is_named_once_a_stall(
+    loop_factory: LoopFactory, signal_: WarningSignal, expected_log: Callable[[str], None]
+) -> None:
+    """Who waits for a loop that doesn't turn logs the blocking line; once, however many wait; anew next time."""
+    with BackgroundLoop(name="stuck", blocked_after=0.05, loop_factory=loop_factory) as loop:
+        for stall in (1, 2):
+            expected_log(WARNING)
+            task = loop.create_task(Stall(signal_.warned)())
+            waiters = [threading.Thread(target=task.result) for _ in range(3)]
+            for waiter in waiters:
+                waiter.start()
+            assert task.result() == "went on"
+            for waiter in waiters:
+                waiter.join(PATIENCE)
+            assert signal_.number == stall
+
+
+def test_a_long_stall_is_named_once(signal_: WarningSignal, expected_log: Callable[[str], None]) -> None:
+    """Waiting on and on for the same stall adds no second warning."""
+    expected_log("'stuck' has not turned")
+    release = threading.Event()
+
+    async def block() -> None:
+        assert release.wait(PATIENCE)
+
+    with BackgroundLoop(name="stuck", blocked_after=0.04) as loop:
+        task = loop.create_task(block())
+        waiter = threading.Thread(target=task.result)
+        waiter.start()
+        assert signal_.warned.acquire(timeout=PATIENCE)
+        for _ in range(3):
+            with pytest.raises(ResultTimeoutError):
+                task.result(0.1)
+        release.set()
+        waiter.join(PATIENCE)
+    assert signal_.number == 1
+
+
+def test_waiting_for_a_loop_that_turns_says_nothing(signal_: WarningSignal) -> None:
+    """A slow task on a loop that turns is no stall, however long one waits."""
+    with BackgroundLoop(name="turning", blocked_after=0.3) as loop:
+        release = threading.Event()
+        task = loop.create_task(asyncio.to_thread(release.wait))
+        with pytest.raises(ResultTimeoutError):
+            task.result(0.7)
+        release.set()
+        assert task.result(PATIENCE)
+    assert signal_.number == 0
+
+
+def test_a_stall_shorter_than_blocked_after_says_nothing(signal_: WarningSignal) -> None:
+    """Nobody is told of a stall while the wait is shorter than `blocked_after`."""
+    with BackgroundLoop(name="stuck", blocked_after=PATIENCE) as loop:
+        release = threading.Event()
+
+        async def block() -> None:
+            release.wait()
+
+        task = loop.create_task(block())
+        with pytest.raises(ResultTimeoutError):
+            task.result(0.1)
+        release.set()
+        task.result()
+    assert signal_.number == 0
+
+
+def test_waiting_in_exception_looks_as_well(
+    signal_: WarningSignal, expected_log: Callable[[str], None]
+) -> None:
+    """`exception()` notices a blocked loop as `result()` does."""
+    expected_log(WARNING)
+    with BackgroundLoop(name="stuck", blocked_after=0.05) as loop:
+        assert loop.create_task(Stall(signal_.warned)()).exception() is None
+
+
+class DeafLoop(asyncio.SelectorEventLoop):
+    """An event loop that loses wake-ups when told so (python/cpython#156054)."""
+
+    lost = 0
+    losing = False
+
+    def _write_to_self(self) -> None:
+        if self.losing:
+            self.losing = False
+            self.lost += 1
+        else:
+            super()._write_to_self()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
+def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
+    """A loop that sleeps on because a wake-up was lost is woken by whoever waits, without a warning."""
+    made: list[DeafLoop] = []
+
+    def factory() -> asyncio.AbstractEventLoop:
+        made.append(DeafLoop())
+        return made[0]
+
+    async def double(number: int) -> int:
+        return 2 * number
+
+    with BackgroundLoop(loop_factory=factory, blocked_after=0.4) as loop:
+        assert loop.create_task(double(1)).result() == 2
+        made[0].losing = True
+        tasks = [loop.create_task(double(number)) for number in range(3)]
+        assert [task.result(PATIENCE) for task in tasks] == [0, 2, 4]
+        assert made[0].lost == 1
+    assert signal_.number == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
+def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for a write to the loop's socket that fails, which asyncio swallows."""
+    loop = BackgroundLoop(blocked_after=0.4, loop_factory=asyncio.SelectorEventLoop)
+    with loop:
+
+        async def double(number: int) -> int:
+            return 2 * number
+
+        assert loop.create_task(double(1)).result() == 2
+        inner: Any = loop.asyncio_loop
+        real: socket.socket = inner._csock
+        failed = threading.Event()
+
+        class FailsOnce:
+            """The sending end of the loop's wake-up socket."""
+
+            def send(self, data: bytes) -> int:
+                if not failed.is_set():
+                    failed.set()
+                    raise OSError("no buffer space")
+                return real.send(data)
+
+            def close(self) -> None:
+                real.close()
+
+        monkeypatch.setattr(inner, "_csock", FailsOnce())
+        assert loop.create_task(double(21)).result(PATIENCE) == 42
+        assert failed.is_set()

@@ -1,0 +1,470 @@
+"""The queue by which other threads make calls on a loop: none is lost, and a burst costs one wake-up."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import gc
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
+from eager_async._call_queue import CallQueue, call_queue
+
+if TYPE_CHECKING:
+    import types
+    from collections.abc import Callable, Iterator
+
+WAIT = 10  # seconds, for what comes at once
+
+
+class ManualLoop:
+    """A loop that is woken up and turned by hand."""
+
+    def __init__(self) -> None:
+        self.wake_ups = 0
+        self.closed = False
+        self.failure: BaseException | None = None
+        self._ready: collections.deque[Callable[[], object]] = collections.deque()
+
+    def call_soon_threadsafe(self, callback: Callable[[], object]) -> None:
+        """Take a callback, or raise."""
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if self.closed:
+            raise RuntimeError("Event loop is closed")
+        self.wake_ups += 1
+        self._ready.append(callback)
+
+    def is_closed(self) -> bool:
+        """Whether it is."""
+        return self.closed
+
+    def turn(self) -> bool:
+        """Make the calls that are ready now; return whether there were any."""
+        ready = len(self._ready)
+        for _ in range(ready):
+            self._ready.popleft()()
+        return ready > 0
+
+    def turn_until_idle(self) -> None:
+        """Turn as long as there is something ready."""
+        while self.turn():
+            pass
+
+
+@pytest.fixture
+def loop() -> ManualLoop:
+    """A loop that turns when the test says so."""
+    return ManualLoop()
+
+
+@pytest.fixture
+def queue(loop: ManualLoop) -> CallQueue:
+    """The queue of that loop."""
+    return CallQueue(loop)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def _switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def run_interrupted(work: Callable[[], object], interruptions: dict[int, Callable[[], object]]) -> bool:
+    """Run something, and other things in its midst, as other threads and signal handlers would.
+
+    Args:
+        work: Run instruction by instruction, as far as it is the queue's own code.
+        interruptions: What to run before which of these instructions, counted from 1.
+
+    Returns:
+        False if there are not that many instructions.
+    """
+    passed = 0
+
+    def trace(frame: types.FrameType, event: str, _: object) -> Any:
+        nonlocal passed
+        if not frame.f_code.co_filename.endswith("_call_queue.py"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            passed += 1
+            if passed in interruptions:
+                sys.settrace(None)
+                interruptions[passed]()
+                sys.settrace(trace)
+        return trace
+
+    before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # 3.12 asks whether anybody wants opcodes when tracing begins
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return passed >= max(interruptions)
+
+
+def test_calls_are_made_in_order_at_the_next_turn(loop: ManualLoop, queue: CallQueue) -> None:
+    """Calls wait for the loop's turn, and are made in the order in which they were queued."""
+    made: list[int] = []
+    for number in range(10):
+        assert queue.call_soon(lambda n=number: made.append(n))  # type: ignore[misc]
+    assert made == []
+    loop.turn()
+    assert made == list(range(10))
+
+
+def test_a_burst_costs_one_wake_up(loop: ManualLoop, queue: CallQueue) -> None:
+    """Any number of calls before the loop's next turn wake it up once; the first one after it does again."""
+    for burst in (1, 2, 3):
+        for _ in range(90):
+            queue.call_soon(int)
+        assert loop.wake_ups == burst
+        loop.turn_until_idle()
+
+
+def test_a_burst_of_eager_calls_costs_one_wake_up() -> None:
+    """Eager calls that are made while the loop is busy write to its self-pipe once."""
+    wake_ups: list[int] = []
+
+    class CountingLoop(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
+            wake_ups.append(1)
+            return super().call_soon_threadsafe(*args, **kwargs)
+
+    set_shared_loop(BackgroundLoop(loop_factory=CountingLoop))
+    entered, leave = threading.Event(), threading.Event()
+
+    @eager
+    async def hold() -> None:
+        entered.set()
+        leave.wait(WAIT)
+
+    holding = hold()
+    assert entered.wait(WAIT)
+    wake_ups.clear()
+    tasks = [eager(asyncio.sleep)(0, number) for number in range(50)]
+    assert len(wake_ups) == 1
+    leave.set()
+    assert [task.result(WAIT) for task in [holding, *tasks]] == [None, *range(50)]
+
+
+def test_no_call_is_lost_at_any_point_of_the_draining(loop: ManualLoop, queue: CallQueue) -> None:
+    """Whenever another thread queues a call while the loop makes some, that call is made as well."""
+    at = 0
+    interrupted = True
+    while interrupted:
+        at += 1
+        made: list[str] = []
+        queue.call_soon(lambda made=made: made.append("first"))  # type: ignore[misc]
+        queue.call_soon(lambda made=made: made.append("second"))  # type: ignore[misc]
+        interrupted = run_interrupted(
+            loop.turn,
+            {at: lambda made=made: queue.call_soon(lambda: made.append("other thread's"))},  # type: ignore[misc]
+        )
+        loop.turn_until_idle()
+        assert made == ["first", "second"] + ["other thread's"] * interrupted, f"at instruction {at}"
+    assert at > 10
+
+
+def test_no_call_is_lost_at_any_point_of_the_queueing(loop: ManualLoop, queue: CallQueue) -> None:
+    """Whenever the loop turns while a thread queues a call, that call is made, and needs no other to be."""
+    at = 0
+    interrupted = True
+    while interrupted:
+        at += 1
+        made: list[str] = []
+        queue.call_soon(lambda made=made: made.append("before"))  # type: ignore[misc]
+        interrupted = run_interrupted(
+            lambda made=made: queue.call_soon(lambda: made.append("call")),  # type: ignore[misc]
+            {at: loop.turn},
+        )
+        loop.turn_until_idle()
+        assert made == ["before", "call"], f"at instruction {at}"
+    assert at > 5
+
+
+def test_no_call_is_lost_when_two_threads_queue_at_once(loop: ManualLoop, queue: CallQueue) -> None:
+    """Whenever a second thread queues a call while a first one does, both are made."""
+    at = 0
+    interrupted = True
+    while interrupted:
+        at += 1
+        made: list[str] = []
+        interrupted = run_interrupted(
+            lambda made=made: queue.call_soon(lambda: made.append("one")),  # type: ignore[misc]
+            {at: lambda made=made: queue.call_soon(lambda: made.append("two"))},  # type: ignore[misc]
+        )
+        loop.turn_until_idle()
+        assert sorted(made) == ["one", "two"][: 1 + interrupted], f"at instruction {at}"
+    assert at > 5
+
+
+def test_a_signal_handler_may_queue_a_call_and_wait_for_it(loop: ManualLoop, queue: CallQueue) -> None:
+    """Wherever it interrupts its own thread's queueing, which stands still meanwhile, its call is made."""
+    at = 0
+    interrupted = True
+    while interrupted:
+        at += 1
+        made: list[str] = []
+
+        def handler(made: list[str] = made) -> None:
+            queue.call_soon(lambda: made.append("handler's"))
+            loop.turn_until_idle()
+            assert "handler's" in made, f"at instruction {at}"
+
+        interrupted = run_interrupted(
+            lambda made=made: queue.call_soon(lambda: made.append("thread's")),  # type: ignore[misc]
+            {at: handler},
+        )
+        loop.turn_until_idle()
+        assert sorted(made) == ["handler's", "thread's"][1 - interrupted :], f"at instruction {at}"
+    assert at > 5
+
+
+def test_a_signal_handler_may_wait_after_another_thread_has_queued(
+    loop: ManualLoop, queue: CallQueue
+) -> None:
+    """The same when another thread has queued a call, which was made, just before the signal came."""
+
+    def other_thread() -> None:
+        thread = threading.Thread(target=queue.call_soon, args=(int,))
+        thread.start()
+        thread.join()
+        loop.turn_until_idle()
+
+    for first in range(1, 80):
+        for second in range(first + 1, first + 25):
+            made: list[str] = []
+
+            def handler(made: list[str] = made, at: tuple[int, int] = (first, second)) -> None:
+                queue.call_soon(lambda: made.append("handler's"))
+                loop.turn_until_idle()
+                assert "handler's" in made, f"at instructions {at}"
+
+            interrupted = run_interrupted(
+                lambda made=made: queue.call_soon(lambda: made.append("thread's")),  # type: ignore[misc]
+                {first: other_thread, second: handler},
+            )
+            loop.turn_until_idle()
+            assert "thread's" in made
+            if not interrupted:
+                break
+
+
+@pytest.mark.usefixtures("_switching_often")
+def test_no_call_is_lost_under_stress() -> None:
+    """Eight threads at once, calls in bursts and one by one: all are made, each thread's in order."""
+    made: list[tuple[int, int]] = []
+    barrier = threading.Barrier(8)
+
+    async def caller_per_thread() -> None:
+        own_queue = call_queue(asyncio.get_running_loop())
+        loop_done = asyncio.Event()
+
+        def last() -> None:
+            if len(made) == 8 * 300:
+                loop_done.set()
+
+        def produce(thread: int) -> None:
+            barrier.wait()
+            answered = threading.Event()
+            for number in range(300):
+                own_queue.call_soon(lambda n=number: made.append((thread, n)))  # type: ignore[misc]
+                if number % 50 == 49:  # let the queue run dry
+                    own_queue.call_soon(answered.set)
+                    assert answered.wait(WAIT)
+                    answered.clear()
+            own_queue.call_soon(last)
+
+        threads = [threading.Thread(target=produce, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        await asyncio.wait_for(loop_done.wait(), WAIT)
+        for thread in threads:
+            thread.join()
+
+    asyncio.run(caller_per_thread())
+    for thread in range(8):
+        assert [number for caller, number in made if caller == thread] == list(range(300))
+
+
+def test_a_call_may_queue_calls(loop: ManualLoop, queue: CallQueue) -> None:
+    """What a call queues is made too, after what was queued before it."""
+    made: list[str] = []
+
+    def first() -> None:
+        made.append("first")
+        queue.call_soon(lambda: made.append("third"))
+
+    queue.call_soon(first)
+    queue.call_soon(lambda: made.append("second"))
+    loop.turn_until_idle()
+    assert made == ["first", "second", "third"]
+
+
+def test_a_flood_of_calls_lets_the_loop_turn(loop: ManualLoop, queue: CallQueue) -> None:
+    """Calls that queue one another for ever, and a thousand queued at once, end a turn all the same."""
+    made: list[int] = []
+    rounds: list[int] = []
+
+    def again() -> None:
+        rounds.append(len(made))
+        queue.call_soon(again)
+
+    queue.call_soon(again)
+    loop.turn()
+    assert len(rounds) == 1
+    for number in range(1, 1001):
+        queue.call_soon(lambda n=number: made.append(n))  # type: ignore[misc]
+    turns = 0
+    while len(made) < 1000:
+        before = len(made)
+        assert loop.turn()
+        assert len(made) > before
+        turns += 1
+    assert turns > 5
+    assert made == list(range(1, 1001))
+    assert len(rounds) > 1
+
+
+def test_a_flood_of_eager_calls_lets_timers_in() -> None:
+    """A timer that is due, and a callback, come in between a thousand calls that wait for their start."""
+    order: list[object] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    @eager
+    async def hold() -> None:
+        entered.set()
+        leave.wait(WAIT)
+
+    @eager
+    async def start(number: int) -> None:
+        if number == 0:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0, order.append, "timer")
+            loop.call_soon(order.append, "callback")
+        order.append(number)
+
+    tasks = [hold()]
+    assert entered.wait(WAIT)
+    tasks += [start(number) for number in range(1000)]
+    leave.set()
+    for task in tasks:
+        task.result(WAIT)
+    assert [entry for entry in order if isinstance(entry, int)] == list(range(1000))
+    assert order.index("timer") < 500
+    assert order.index("callback") < 500
+
+
+def test_a_call_that_raises_costs_no_other(loop: ManualLoop, queue: CallQueue) -> None:
+    """An exception comes out in the loop's turn; the calls after it are made in the next."""
+    made: list[str] = []
+    for failure in (ValueError("a call's"), KeyboardInterrupt("a call's"), SystemExit("a call's")):
+
+        def fail(failure: BaseException = failure) -> None:
+            raise failure
+
+        made.clear()
+        queue.call_soon(lambda: made.append("before"))
+        queue.call_soon(fail)
+        queue.call_soon(lambda: made.append("after"))
+        with pytest.raises(type(failure), match="a call's"):
+            loop.turn()
+        loop.turn_until_idle()
+        assert made == ["before", "after"]
+
+
+def test_a_closed_loop_says_so(loop: ManualLoop, queue: CallQueue) -> None:
+    """`call_soon` returns False once the loop is closed, each time, and keeps nothing alive."""
+
+    class Call:
+        def __call__(self) -> None:
+            raise AssertionError("made on a closed loop")
+
+    loop.closed = True
+    calls = [Call(), Call()]
+    assert [queue.call_soon(call) for call in calls] == [False, False]
+    del calls
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Call]
+
+
+def test_a_loop_that_is_gone_says_so(loop: ManualLoop, queue: CallQueue) -> None:
+    """A queue doesn't keep its loop alive; `call_soon` returns False when that is gone."""
+    assert queue.serves(loop)  # type: ignore[arg-type]
+    other = ManualLoop()
+    queue = CallQueue(other)  # type: ignore[arg-type]
+    del other
+    gc.collect()
+    assert queue.call_soon(int) is False
+
+
+def test_a_loop_that_closes_does_not_hide_its_other_errors(loop: ManualLoop, queue: CallQueue) -> None:
+    """A RuntimeError of a loop that isn't closed is raised, and the next call wakes the loop up."""
+    made: list[str] = []
+    loop.failure = RuntimeError("Non-thread-safe operation")
+    with pytest.raises(RuntimeError, match="Non-thread-safe"):
+        queue.call_soon(lambda: made.append("one"))
+    assert queue.call_soon(lambda: made.append("two"))
+    loop.turn_until_idle()
+    assert made[-1] == "two"
+
+
+def test_an_interrupted_wake_up_is_made_up_for(loop: ManualLoop, queue: CallQueue) -> None:
+    """Ctrl-C in the midst of a wake-up is raised; the next call wakes the loop up for both."""
+    made: list[str] = []
+    loop.failure = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        queue.call_soon(lambda: made.append("one"))
+    assert loop.wake_ups == 0
+    assert queue.call_soon(lambda: made.append("two"))
+    assert loop.wake_ups == 1
+    loop.turn_until_idle()
+    assert made == ["one", "two"]
+
+
+def test_a_loop_has_one_queue() -> None:
+    """In one thread, the running loop has the same queue each time; the next loop has another."""
+
+    async def ask() -> list[CallQueue]:
+        running = asyncio.get_running_loop()
+        return [call_queue(running), call_queue(running)]
+
+    first, again = asyncio.run(ask())
+    assert first is again
+    other, _ = asyncio.run(ask())
+    assert other is not first
+
+
+def test_the_background_loops_thread_uses_one_queue() -> None:
+    """Calls into a background loop and callbacks added on it share one queue, and so keep one order."""
+    order: list[str] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    @eager
+    async def hold() -> None:
+        entered.set()
+        leave.wait(WAIT)
+
+    @eager
+    async def work() -> None:
+        order.append("started")
+
+    holding = hold()
+    assert entered.wait(WAIT)
+    shared_loop()
+    first, second = work(), work()
+    first.add_done_callback(lambda _: order.append("called back"))
+    leave.set()
+    for task in (holding, first, second):
+        task.result(WAIT)
+    assert order == ["started", "called back", "started"]

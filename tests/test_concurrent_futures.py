@@ -1,0 +1,448 @@
+"""Tasks among futures: `concurrent.futures.wait`, `as_completed` and `asyncio.wrap_future`."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import sys
+import threading
+import time
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Future = concurrent.futures.Future[Any]
+
+
+class Gate:
+    """Holds coroutines up until a test opens it."""
+
+    def __init__(self) -> None:
+        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def open(self) -> None:
+        if not self._opened.done():
+            self._opened.set_result(None)
+
+    def pass_blocking(self) -> None:
+        self._opened.result()
+
+    async def passed(self) -> None:
+        await asyncio.shield(asyncio.wrap_future(self._opened))
+
+
+@eager
+async def wait_for(gate: Gate, value: object = None) -> object:
+    """Return when the gate is open."""
+    await gate.passed()
+    return value
+
+
+@eager
+async def fail_after(gate: Gate) -> None:
+    """Raise when the gate is open."""
+    await gate.passed()
+    raise ValueError("no")
+
+
+@eager
+async def answer(value: object = 42) -> object:
+    """Return at once."""
+    return value
+
+
+async def nothing() -> None:
+    """Return at once."""
+
+
+@eager
+async def endless() -> None:
+    """Go on until cancelled."""
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """An executor, for futures of its own and for threads that wait."""
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
+
+
+@pytest.fixture
+def fast_switching() -> Iterator[None]:
+    """Have threads take turns as often as can be."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+# Alone
+
+
+def test_wait_returns_when_all_are_done(threads: ThreadPoolExecutor) -> None:
+    """Those that ended before, those that end meanwhile, failed and cancelled ones."""
+    gate = Gate()
+    done_before = answer()
+    done_before.result()
+    failing, cancelled = fail_after(gate), endless()
+    tasks: list[Future] = [done_before, wait_for(gate), failing, cancelled]
+    waiting = threads.submit(concurrent.futures.wait, tasks)
+    cancelled.cancel()
+    gate.open()
+    done, not_done = waiting.result()
+    assert (done, not_done) == (set(tasks), set())
+    assert all(task.done() for task in tasks)
+    assert isinstance(failing.exception(), ValueError)
+    assert cancelled.cancelled()
+
+
+def test_wait_for_the_first_completed(threads: ThreadPoolExecutor) -> None:
+    """Returns as soon as one is done."""
+    gates = [Gate(), Gate()]
+    tasks = [wait_for(gate) for gate in gates]
+    waiting = threads.submit(concurrent.futures.wait, tasks, None, FIRST_COMPLETED)
+    gates[1].open()
+    assert waiting.result() == ({tasks[1]}, {tasks[0]})
+    assert concurrent.futures.wait(tasks, None, FIRST_COMPLETED) == ({tasks[1]}, {tasks[0]})
+    gates[0].open()
+    assert not concurrent.futures.wait(tasks).not_done
+
+
+def test_wait_for_the_first_exception(threads: ThreadPoolExecutor) -> None:
+    """Returns as soon as one has failed, not when another has a result."""
+    gates = [Gate(), Gate(), Gate()]
+    failing = fail_after(gates[1])
+    tasks: list[Future] = [wait_for(gates[0]), failing, wait_for(gates[2])]
+    waiting = threads.submit(concurrent.futures.wait, tasks, None, FIRST_EXCEPTION)
+    gates[0].open()
+    tasks[0].result()
+    gates[1].open()
+    done, not_done = waiting.result()
+    assert (done, not_done) == ({tasks[0], failing}, {tasks[2]})
+    assert isinstance(failing.exception(), ValueError)
+    gates[2].open()
+    tasks[2].result()
+
+
+@pytest.mark.parametrize("return_when", [ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION])
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_wait_gives_up_after_its_timeout(return_when: str, timeout: float) -> None:
+    """And may be called again."""
+    gate = Gate()
+    task = wait_for(gate)
+    for _ in range(3):
+        assert concurrent.futures.wait([task], timeout, return_when) == (set(), {task})
+    gate.open()
+    assert concurrent.futures.wait([task], None, return_when) == ({task}, set())
+
+
+def test_as_completed_yields_tasks_in_the_order_of_their_ends() -> None:
+    """Each once, though it was given twice."""
+    gates = [Gate() for _ in range(4)]
+    tasks = [wait_for(gate, number) for number, gate in enumerate(gates)]
+    seen: list[object] = []
+    order = [2, 0, 3, 1]
+    gates[order[0]].open()
+    for task in concurrent.futures.as_completed([*tasks, tasks[0]]):
+        seen.append(task.result())
+        if len(seen) < len(order):
+            gates[order[len(seen)]].open()
+    assert seen == order
+
+
+def test_as_completed_gives_up_after_its_timeout() -> None:
+    """With TimeoutError, after those that are done."""
+    gate = Gate()
+    tasks = [answer(), wait_for(gate)]
+    tasks[0].result()
+    seen = []
+    with pytest.raises(TimeoutError):
+        seen.extend(concurrent.futures.as_completed(tasks, timeout=0.01))
+    gate.open()
+    tasks[1].result()
+
+
+def test_as_completed_yields_failed_and_cancelled_tasks() -> None:
+    """As it does executors' futures."""
+    gate = Gate()
+    gate.open()
+    failing, cancelled = fail_after(gate), endless()
+    cancelled.cancel()
+    done = set(concurrent.futures.as_completed([failing, cancelled]))
+    assert done == {failing, cancelled}
+    assert isinstance(failing.exception(), ValueError)
+
+
+# Among other futures
+
+
+def test_wait_takes_tasks_and_executor_futures_together(threads: ThreadPoolExecutor) -> None:
+    """Of several background loops and executors."""
+    gate = Gate()
+    with BackgroundLoop(name="other") as other:
+        futures: list[Future] = [
+            wait_for(gate),
+            threads.submit(gate.pass_blocking),
+            other.create_task(gate.passed()),
+            threads.submit(int),
+            answer(),
+        ]
+        waiting = threads.submit(concurrent.futures.wait, futures)
+        gate.open()
+        assert waiting.result() == (set(futures), set())
+
+
+def test_as_completed_takes_tasks_and_executor_futures_together(threads: ThreadPoolExecutor) -> None:
+    """In the order of their ends."""
+    gates = [Gate() for _ in range(4)]
+    futures: list[Future] = [
+        wait_for(gates[0]),
+        threads.submit(gates[1].pass_blocking),
+        wait_for(gates[2]),
+        threads.submit(gates[3].pass_blocking),
+    ]
+    order = [1, 2, 3, 0]
+    seen: list[int] = []
+    gates[order[0]].open()
+    for future in concurrent.futures.as_completed(futures):
+        seen.append(futures.index(future))
+        if len(seen) < len(order):
+            gates[order[len(seen)]].open()
+    assert seen == order
+
+
+def test_an_executor_can_block_on_tasks(threads: ThreadPoolExecutor) -> None:
+    """As on any future."""
+    tasks = [answer(number) for number in range(20)]
+    assert list(threads.map(EagerTask.result, tasks)) == list(range(20))
+
+
+# Staged races
+
+
+class Settling:
+    """A task that is done, while its loop's thread hasn't told all who wait for it yet."""
+
+    def __init__(self, loop: BackgroundLoop | None = None) -> None:
+        gate, told = Gate(), threading.Event()
+        self._go_on = threading.Event()
+        self._loop = shared_loop() if loop is None else loop
+        self.task = self._loop.create_task(gate.passed())
+
+        def hold(_: Future) -> None:
+            told.set()
+            self._go_on.wait()
+
+        self.task.add_done_callback(hold)  # the first to be told
+        concurrent.futures.wait([self.task], timeout=0)  # has the others of `concurrent.futures` told later
+        gate.open()
+        told.wait()
+
+    def finish(self) -> None:
+        """Have everybody told."""
+        self._go_on.set()
+        self._loop.create_task(nothing()).result()
+
+
+def wait_until_enlisted(future: Future) -> None:
+    """Return when somebody waits for a future of `concurrent.futures` itself, and holds no lock of it."""
+    waiters: list[object] = future._waiters  # type: ignore[attr-defined]
+    while not waiters:
+        time.sleep(0.001)
+    condition: threading.Condition = future._condition  # type: ignore[attr-defined]
+    with condition:
+        pass
+
+
+@pytest.mark.parametrize("return_when", [ALL_COMPLETED, FIRST_EXCEPTION])
+def test_wait_does_not_count_a_task_twice(threads: ThreadPoolExecutor, return_when: str) -> None:
+    """One that ends while `wait` begins; it would return before the others are done."""
+    settling = Settling()
+    others: list[Future] = [concurrent.futures.Future(), concurrent.futures.Future()]
+    waiting = threads.submit(concurrent.futures.wait, [settling.task, *others], None, return_when)
+    wait_until_enlisted(others[1])
+    settling.finish()
+    others[0].set_result(None)
+    concurrent.futures.wait([waiting], timeout=0.05)  # time to return too early
+    others[1].set_result(None)
+    assert waiting.result() == ({settling.task, *others}, set())
+
+
+def test_as_completed_does_not_yield_a_task_twice(threads: ThreadPoolExecutor) -> None:
+    """One that ends while `as_completed` begins."""
+    with BackgroundLoop(name="other") as other:
+        settling = [Settling(), Settling(other)]
+        pending: Future = concurrent.futures.Future()
+        futures = [settling[0].task, settling[1].task, pending]
+        completed = concurrent.futures.as_completed(futures)
+        beginning = threads.submit(next, completed)
+        wait_until_enlisted(pending)
+        concurrent.futures.wait([beginning], timeout=0.05)
+        for one in settling:
+            one.finish()
+        seen = [beginning.result()]
+        pending.set_result(None)
+        seen += completed
+    assert len(seen) == 3
+    assert set(seen) == set(futures)
+
+
+def test_one_who_waits_is_told_once(threads: ThreadPoolExecutor) -> None:
+    """Though others begin to wait for the same task while it ends."""
+    gate, told, go_on = Gate(), threading.Event(), threading.Event()
+    task = wait_for(gate)
+    others: list[Future] = [concurrent.futures.Future(), concurrent.futures.Future()]
+    waiting = threads.submit(concurrent.futures.wait, [task, *others])
+    wait_until_enlisted(others[1])
+
+    def hold(_: Future) -> None:
+        told.set()
+        go_on.wait()
+
+    task.add_done_callback(hold)  # told after the waiter
+    gate.open()
+    told.wait()
+    with ThreadPoolExecutor(4) as more:
+        again = [more.submit(concurrent.futures.wait, [task]) for _ in range(4)]
+        concurrent.futures.wait(again, timeout=0.05)
+        go_on.set()
+        assert all(future.result().done == {task} for future in again)
+    others[0].set_result(None)
+    concurrent.futures.wait([waiting], timeout=0.05)
+    others[1].set_result(None)
+    assert waiting.result() == ({task, *others}, set())
+
+
+# Under stress
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_many_threads_wait_for_the_same_tasks_while_they_end(threads: ThreadPoolExecutor) -> None:
+    """Nobody hangs, returns early or sees a task twice."""
+
+    def wait_all(futures: list[Future], barrier: threading.Barrier) -> bool:
+        barrier.wait()
+        return not concurrent.futures.wait(futures).not_done
+
+    def complete(futures: list[Future], barrier: threading.Barrier) -> bool:
+        barrier.wait()
+        seen = list(concurrent.futures.as_completed(futures))
+        return len(seen) == len(futures) == len(set(seen))
+
+    def wait_first(futures: list[Future], barrier: threading.Barrier) -> bool:
+        barrier.wait()
+        left = set(futures)
+        while left:
+            done, left = concurrent.futures.wait(left, return_when=FIRST_COMPLETED)
+            assert all(future.done() for future in done)
+            assert done
+        return True
+
+    functions: list[Callable[[list[Future], threading.Barrier], bool]] = [wait_all, complete, wait_first]
+    for _ in range(25):
+        gates = [Gate() for _ in range(5)]
+        futures: list[Future] = [wait_for(gate) for gate in gates]
+        futures += [concurrent.futures.Future() for _ in range(2)]
+        barrier = threading.Barrier(7)
+        waiting = [threads.submit(function, futures, barrier) for function in functions * 2]
+        barrier.wait()
+        for gate in gates:
+            gate.open()
+        for future in futures[-2:]:
+            future.set_result(None)
+        assert [future.result() for future in waiting] == [True] * 6
+
+
+@pytest.mark.usefixtures("fast_switching")
+def test_the_first_to_wait_may_be_many(threads: ThreadPoolExecutor) -> None:
+    """Threads that begin to wait for one task at the same moment are all told."""
+    for _ in range(50):
+        gate = Gate()
+        task = wait_for(gate)
+        barrier = threading.Barrier(7)
+
+        def wait(task: EagerTask[object] = task, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return task in concurrent.futures.wait([task]).done
+
+        waiting = [threads.submit(wait) for _ in range(6)]
+        barrier.wait()
+        gate.open()
+        assert all(future.result() for future in waiting)
+
+
+# asyncio.wrap_future
+
+
+def test_wrap_future_hands_on_the_result(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """Of tasks that run and of those that are done, in any loop."""
+
+    async def main() -> list[object]:
+        gate = Gate()
+        finished = answer("first")
+        finished.result()
+        running = wait_for(gate, "second")
+        wrapped = [asyncio.wrap_future(finished), asyncio.wrap_future(running)]
+        gate.open()
+        return await asyncio.gather(*wrapped)
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == ["first", "second"]
+    assert eager(main)().result() == ["first", "second"]
+
+
+def test_wrap_future_hands_on_the_exception() -> None:
+    """The same object."""
+
+    async def main() -> None:
+        gate = Gate()
+        task = fail_after(gate)
+        wrapped = asyncio.wrap_future(task)
+        gate.open()
+        with pytest.raises(ValueError, match="no") as caught:
+            await wrapped
+        assert caught.value is task.exception()
+
+    asyncio.run(main())
+
+
+def test_wrap_future_hands_cancellation_on_in_both_directions() -> None:
+    """Cancelling either cancels the other."""
+
+    async def main() -> None:
+        task = endless()
+        wrapped = asyncio.wrap_future(task)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wrapped
+        task = endless()
+        asyncio.wrap_future(task).cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    asyncio.run(main())
+
+
+def test_a_task_can_be_wrapped_in_many_loops_at_once(threads: ThreadPoolExecutor) -> None:
+    """All get the result."""
+
+    async def main() -> object:
+        wrapped = asyncio.wrap_future(task)
+        barrier.wait()
+        return await wrapped
+
+    gate = Gate()
+    task = wait_for(gate, "all")
+    barrier = threading.Barrier(5)
+    running = [threads.submit(lambda: asyncio.run(main())) for _ in range(4)]
+    barrier.wait()
+    gate.open()
+    assert [future.result() for future in running] == ["all"] * 4

@@ -1,0 +1,713 @@
+"""What a forked child inherits: nothing runs, nothing hangs, and its own calls start anew.
+
+Each test is a program in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from conftest import RunPython
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+STAGING = '''
+"""What the programs of these tests have in common."""
+
+import asyncio
+import concurrent.futures
+import gc
+import os
+import signal
+import sys
+import threading
+
+from eager_async import BackgroundLoop, LoopClosedError, eager, set_shared_loop, shared_loop
+
+
+def say(*words):
+    print(*words, flush=True)
+
+
+def fork(child):
+    """Run a function in a child, which then ends as programs do; say how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # it would outlive a parent that is killed
+        child()
+        sys.exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    say("child ended", status)
+
+
+@eager
+async def double(number):
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+@eager
+async def own_thread():
+    return threading.current_thread()
+
+
+class Work:
+    """A body that is under way, and is let go by an event."""
+
+    def __init__(self):
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    async def __call__(self):
+        try:
+            self.begun.set()
+            while not self.go_on.is_set():
+                await asyncio.sleep(0.005)
+            return "worked"
+        finally:
+            say("finally")
+'''
+
+# Only where there is a fork, and so uvloop.
+LOOPS = {
+    "asyncio": "",
+    "uvloop": "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))",
+}
+both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
+
+# From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
+FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
+
+
+@pytest.fixture
+def run(run_python: RunPython, tmp_path: Path) -> RunPython:
+    """Run a program that may use what STAGING defines."""
+    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
+    return run_python
+
+
+def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
+    """Compare what a process has left with what it should: nothing on stderr, exit code 0."""
+    assert process.stdout.splitlines() == list(stdout), process.stderr
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+def with_set_up(set_up: str, source: str) -> str:
+    """Put a set-up before a program."""
+    return f"        from staging import *\n        {set_up}\n{source}"
+
+
+@both_loops
+def test_a_child_starts_anew(run: RunPython, set_up: str) -> None:
+    """Loops that run in the parent are started anew by their first use in the child, with their settings."""
+    source = """
+        mine = BackgroundLoop(name="mine", debug=True)
+
+        def child():
+            say(double(1).result(), mine.create_task(double.__wrapped__(2)).result())
+            say(own_thread().result() is not thread, mine.asyncio_loop is not asyncio_loop)
+            say(mine.asyncio_loop.get_debug(), type(shared_loop().asyncio_loop) is loop_type)
+            say(len(mine.tasks()), len(shared_loop().tasks()))
+
+        thread = own_thread().result()
+        asyncio_loop, loop_type = mine.asyncio_loop, type(shared_loop().asyncio_loop)
+        fork(child)
+        say(double(3).result(), own_thread().result() is thread, mine.asyncio_loop is asyncio_loop)
+    """
+    check(
+        run(with_set_up(set_up, source), options=FORK_WITH_THREADS),
+        "2 4",
+        "True True",
+        "True True",
+        "0 0",
+        "child ended 0",
+        "6 True True",
+    )
+
+
+def test_a_child_of_an_unused_package_starts_its_own(run: RunPython) -> None:
+    """A fork before the first call, without a warning: parent and child have a loop each."""
+    source = """
+        from staging import *
+
+        fork(lambda: say(double(1).result()))
+        say(double(2).result())
+    """
+    check(run(source), "2", "child ended 0", "4")
+
+
+@both_loops
+def test_inherited_tasks_fail_in_the_child_and_go_on_in_the_parent(run: RunPython, set_up: str) -> None:
+    """In the child, unfinished tasks are done, with LoopClosedError for every way to ask; not in the parent."""
+    source = """
+        def outcome(ask):
+            try:
+                return ask()
+            except LoopClosedError:
+                return "closed"
+
+        async def awaited(task):
+            return await task
+
+        def child():
+            for task in (running, queued):
+                say(task.done(), task.running(), task.cancelled(), task.cancel())
+                say(outcome(task.result), type(task.exception()).__name__, outcome(lambda: asyncio.run(awaited(task))))
+                say(outcome(lambda: eager(awaited)(task).result()))
+                say(len(concurrent.futures.wait([task]).done), task.get_coro(), task in shared_loop().tasks())
+                say("work()" in repr(task) or "__call__()" in repr(task))
+            try:
+                running.result()
+            except LoopClosedError as exc:
+                say("program.py" in str(exc))
+
+        work, block = Work(), threading.Event()
+        running = eager(work)()
+        work.begun.wait()
+
+        @eager
+        async def blocking():
+            begun.set()
+            block.wait()
+
+        begun = threading.Event()
+        blocking()
+        begun.wait()
+        queued = eager(work)()
+        fork(child)
+        say(running.done(), queued.done())
+        block.set()
+        work.go_on.set()
+        say(running.result(), queued.result())
+    """
+    in_child = [
+        "True False False False",
+        "closed LoopClosedError closed",
+        "closed",
+        "1 None False",
+        "True",
+    ]
+    check(
+        run(with_set_up(set_up, source), options=FORK_WITH_THREADS),
+        *in_child * 2,
+        "True",
+        "child ended 0",
+        "False False",
+        "finally",
+        "finally",
+        "worked worked",
+    )
+
+
+def test_finished_tasks_keep_their_outcome_in_the_child(run: RunPython) -> None:
+    """Tasks that were done at the fork have result, exception or cancellation in both processes."""
+    source = """
+        from staging import *
+
+        @eager
+        async def fail():
+            raise ValueError("mine")
+
+        def look():
+            say(done.result(), repr(failed.exception()), cancelled.cancelled())
+
+        done, failed, cancelled = double(1), fail(), eager(asyncio.sleep)(60)
+        cancelled.cancel()
+        concurrent.futures.wait([done, failed, cancelled])
+        fork(look)
+        look()
+    """
+    expected = "2 ValueError('mine') True"
+    check(run(source, options=FORK_WITH_THREADS), expected, "child ended 0", expected)
+
+
+def test_callbacks_of_inherited_tasks_do_not_run_in_the_child(run: RunPython) -> None:
+    """Done callbacks and waiters registered before the fork are called in the parent alone."""
+    source = """
+        from staging import *
+
+        work = Work()
+        task = eager(work)()
+        task.add_done_callback(lambda task: say("called", os.getpid() == parent))
+        parent = os.getpid()
+        work.begun.wait()
+
+        def child():
+            double(1).result()
+            gc.collect()
+
+        fork(child)
+        work.go_on.set()
+        task.result()
+    """
+    process = run(source, options=FORK_WITH_THREADS)
+    check(process, "child ended 0", "finally", "called True")
+
+
+@both_loops
+def test_inherited_coroutines_never_clean_up_in_the_child(run: RunPython, set_up: str) -> None:
+    """No `finally` of an inherited body, inner task or async generator runs in the child, even at its end."""
+    source = """
+        go_on = threading.Event()
+        begun = threading.Semaphore(0)
+
+        def cleaned(name):
+            say(name, "in the parent" if os.getpid() == parent else "IN THE CHILD")
+
+        async def numbers():
+            try:
+                yield 1
+                await wait("generator")
+            finally:
+                cleaned("generator")
+
+        async def wait(name):
+            begun.release()
+            while not go_on.is_set():
+                await asyncio.sleep(0.005)
+
+        async def inner():
+            try:
+                await wait("inner")
+            finally:
+                cleaned("inner")
+
+        @eager
+        async def body():
+            try:
+                task = asyncio.create_task(inner())
+                async for _ in numbers():
+                    pass
+                await task
+            finally:
+                cleaned("body")
+
+        def child():
+            global task
+            del task
+            shared_loop().shutdown()
+            gc.collect()
+            double(1).result()
+            gc.collect()
+
+        parent = os.getpid()
+        task = body()
+        begun.acquire(), begun.acquire()
+        fork(child)
+        go_on.set()
+        task.result()
+    """
+    process = run(with_set_up(set_up, source), options=FORK_WITH_THREADS)
+    lines = process.stdout.splitlines()
+    assert lines[0] == "child ended 0", process.stderr
+    assert sorted(lines[1:]) == ["body in the parent", "generator in the parent", "inner in the parent"]
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@both_loops
+def test_the_parents_connections_live_through_a_childs_whole_life(run: RunPython, set_up: str) -> None:
+    """A socket on which the parent's loop waits still wakes it up when a child has come and gone."""
+    source = """
+        import socket
+
+        @eager
+        async def receive(end):
+            reader, writer = await asyncio.open_connection(sock=end)
+            begun.set()
+            try:
+                return await reader.readline()
+            finally:
+                writer.close()
+
+        def child():
+            double(1).result()
+            gc.collect()
+
+        begun = threading.Event()
+        mine, its = socket.socketpair()
+        task = receive(its)
+        begun.wait()
+        for _ in range(3):
+            fork(child)
+        mine.sendall(b"hello\\n")
+        say(task.result())
+        mine.close()
+    """
+    check(
+        run(with_set_up(set_up, source), options=FORK_WITH_THREADS),
+        *["child ended 0"] * 3,
+        r"b'hello\n'",
+    )
+
+
+def test_a_fork_while_other_threads_submit(run: RunPython) -> None:
+    """Fifty forks while threads call and wait: each child's own calls work, and each parent's go on."""
+    source = """
+        from staging import *
+
+        stop = threading.Event()
+        finished = []
+
+        def submit():
+            number = 0
+            while not stop.is_set():
+                number += 1
+                tasks = [double(number) for _ in range(5)]
+                concurrent.futures.wait(tasks)
+                assert [task.result() for task in tasks] == [2 * number] * 5
+            finished.append(number > 1)
+
+        def child():
+            if [double(number).result(15) for number in range(3)] != [0, 2, 4]:
+                os._exit(3)
+            if number % 10:
+                os._exit(0)  # the other children end as programs do
+
+        sys.setswitchinterval(1e-5)
+        threads = [threading.Thread(target=submit) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(50):
+            fork(child)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        say(finished)
+    """
+    check(run(source, options=FORK_WITH_THREADS, timeout=60), *["child ended 0"] * 50, "[True, True, True]")
+
+
+def test_locks_held_at_the_fork_do_not_block_the_child(run: RunPython) -> None:
+    """A thread that is starting, shutting down or waiting for tasks at the fork holds nobody up in the child."""
+    source = """
+        from staging import *
+
+        holding, release = threading.Semaphore(0), threading.Event()
+        parent = os.getpid()
+
+        def slow_factory():  # called while the loop's start is under way
+            if os.getpid() == parent:
+                holding.release()
+                release.wait()
+            return asyncio.new_event_loop()
+
+        starting = BackgroundLoop(loop_factory=slow_factory)
+        ending = BackgroundLoop()
+        work = Work()
+        task = eager(work)()
+        left = eager(loop=ending)(work)()
+        work.begun.wait()
+
+        def hold_condition():
+            with task._condition:  # as `concurrent.futures.wait` does for a moment
+                holding.release()
+                release.wait()
+
+        def wait_for_it():
+            holding.release()
+            task.result()
+
+        def shut_down():
+            holding.release()
+            ending.shutdown()
+
+        actions = [lambda: starting.asyncio_loop, hold_condition, wait_for_it, shut_down]
+        threads = [threading.Thread(target=action) for action in actions]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            holding.acquire()
+
+        def child():
+            say(starting.create_task(double.__wrapped__(1)).result())
+            say(type(task.exception()).__name__, len(concurrent.futures.wait([task, left]).done))
+            ending.shutdown()
+            starting.shutdown()
+
+        fork(child)
+        release.set()
+        work.go_on.set()
+        for thread in threads:
+            thread.join()
+        say(starting.create_task(double.__wrapped__(2)).result(), task.result(), left.result())
+    """
+    check(
+        run(source, options=FORK_WITH_THREADS),
+        "2",
+        "LoopClosedError 2",
+        "child ended 0",
+        "finally",
+        "finally",
+        "4 worked worked",
+    )
+
+
+def test_a_fork_during_the_shared_loops_renewal(run: RunPython) -> None:
+    """A thread that makes the shared loop anew at the fork doesn't keep the child from doing so."""
+    source = """
+        from staging import *
+
+        making, release = threading.Event(), threading.Event()
+        parent = os.getpid()
+        real = BackgroundLoop.__init__
+
+        def slow(self, **settings):
+            if os.getpid() == parent:
+                making.set()
+                release.wait()
+            real(self, **settings)
+
+        double(1).result()
+        shared_loop().shutdown()
+        BackgroundLoop.__init__ = slow
+        thread = threading.Thread(target=shared_loop)
+        thread.start()
+        making.wait()
+        fork(lambda: say(double(2).result()))
+        release.set()
+        thread.join()
+        say(double(3).result())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "4", "child ended 0", "6")
+
+
+@both_loops
+def test_a_fork_after_shutdown_gives_no_warning(run: RunPython, set_up: str) -> None:
+    """After `shutdown()` the process is single-threaded again: a fork under `-W error` says nothing."""
+    source = """
+        async def to_thread():
+            await asyncio.to_thread(int)
+
+        for number in range(10):
+            double(1).result()
+            eager(to_thread)().result()
+            shared_loop().shutdown()
+            if os.fork() == 0:
+                os._exit(double(number).result())
+            say(os.waitstatus_to_exitcode(os.wait()[1]))
+    """
+    check(run(with_set_up(set_up, source)), *[str(2 * number) for number in range(10)])
+
+
+def test_a_shutdown_in_the_child_leaves_the_parent_alone(run: RunPython) -> None:
+    """Shutting an inherited loop down in the child closes nothing of the parent's; what was shut stays shut."""
+    source = """
+        from staging import *
+
+        loop, shut = BackgroundLoop(), BackgroundLoop()
+        shut.create_task(double.__wrapped__(1)).result()
+        shut.shutdown()
+        work = Work()
+        task = loop.create_task(work())
+        work.begun.wait()
+
+        def child():
+            loop.shutdown(cancel_futures=True)
+            for closed in (loop, shut):
+                try:
+                    closed.create_task(double.__wrapped__(1))
+                except LoopClosedError:
+                    say("closed")
+            say(double(1).result())
+
+        fork(child)
+        say(task.done())
+        work.go_on.set()
+        say(task.result(), loop.create_task(double.__wrapped__(2)).result())
+    """
+    check(
+        run(source, options=FORK_WITH_THREADS),
+        "closed",
+        "closed",
+        "2",
+        "child ended 0",
+        "False",
+        "finally",
+        "worked 4",
+    )
+
+
+def test_children_of_children(run: RunPython) -> None:
+    """A child with a busy loop may fork in turn."""
+    source = """
+        from staging import *
+
+        def descend(depth):
+            work = Work()
+            task = eager(work)()
+            work.begun.wait()
+            if depth:
+                inherited.append(task)
+                fork(lambda: descend(depth - 1))
+                inherited.pop()
+            say(depth, [type(other.exception()).__name__ for other in inherited])
+            work.go_on.set()
+            say(task.result())
+
+        inherited = []
+        double(1).result()
+        descend(2)
+    """
+    check(
+        run(source, options=FORK_WITH_THREADS),
+        "0 ['LoopClosedError', 'LoopClosedError']",
+        "finally",
+        "worked",
+        "child ended 0",
+        "1 ['LoopClosedError']",
+        "finally",
+        "worked",
+        "child ended 0",
+        "2 []",
+        "finally",
+        "worked",
+    )
+
+
+def test_a_fork_in_another_thread(run: RunPython) -> None:
+    """The forking thread is the child's main thread: calls work there, and its end waits for tasks."""
+    source = """
+        from staging import *
+        import multiprocessing
+
+        @eager
+        async def last():
+            await asyncio.sleep(0.05)
+            say("last")
+
+        def child():
+            signal.alarm(20)
+            say(double(1).result())
+            last()
+
+        def forking():
+            process = multiprocessing.get_context("fork").Process(target=child)
+            process.start()
+            process.join()
+            say(process.exitcode)
+
+        double(1).result()
+        thread = threading.Thread(target=forking)
+        thread.start()
+        thread.join()
+        say(double(2).result())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "2", "last", "0", "4")
+
+
+def test_a_fork_under_a_loop_that_awaits_a_task(run: RunPython) -> None:
+    """Forking inside `asyncio.run` leaves the parent's awaiters alone; the child can block on its own calls."""
+    source = """
+        from staging import *
+
+        async def main():
+            work = Work()
+            task = eager(work)()
+            waiting = asyncio.ensure_future(task)
+            await asyncio.to_thread(work.begun.wait)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(double(21).result() if type(task.exception()) is LoopClosedError else 1)
+            say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            work.go_on.set()
+            say(await waiting)
+
+        asyncio.run(main())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "42", "finally", "worked")
+
+
+def test_a_fork_on_the_loops_own_thread_may_exit_or_exec(run: RunPython) -> None:
+    """A body may fork a child that ends by `os._exit` or `exec`; tasks go on."""
+    source = """
+        from staging import *
+        import subprocess
+
+        @eager
+        async def body():
+            for ending in (lambda: os._exit(3), lambda: os.execv("/bin/sh", ["sh", "-c", "exit 4"])):
+                pid = os.fork()
+                if pid == 0:
+                    ending()
+                say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            process = await asyncio.create_subprocess_exec("sh", "-c", "exit 5")
+            say(await process.wait(), subprocess.call(["sh", "-c", "exit 6"]))
+            return await double(1)
+
+        say(body().result())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "3", "4", "5 6", "2")
+
+
+def test_a_child_does_not_report_the_parents_errors(run: RunPython) -> None:
+    """An exception that nobody has looked at yet is the parent's to report; a child ends without a word."""
+    source = """
+        from staging import *
+
+        @eager
+        async def fail():
+            raise ValueError("mine")
+
+        task = fail()
+        concurrent.futures.wait([task])
+
+        def child():
+            global task
+            del task
+            gc.collect()
+
+        fork(child)
+        fork(lambda: None)
+        say(repr(task.exception()))
+    """
+    check(run(source, options=FORK_WITH_THREADS), "child ended 0", "child ended 0", "ValueError('mine')")
+
+
+def test_a_child_reports_its_own_errors(run: RunPython) -> None:
+    """What fails in the child, with nobody looking, is reported there at its end."""
+    source = """
+        from staging import *
+
+        @eager
+        async def fail():
+            raise ValueError("the child's")
+
+        def child():
+            globals()["kept"] = fail()
+
+        double(1).result()
+        fork(child)
+    """
+    process = run(source, options=FORK_WITH_THREADS)
+    assert (process.stdout, process.returncode) == ("child ended 0\n", 0)
+    assert process.stderr.count("ValueError: the child's") == 1
+    assert "fail() called at program.py" in process.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_a_busy_parent(run: RunPython, method: str) -> None:
+    """Worker processes of a parent whose loop is busy can call eager functions, however they are started."""
+    source = f"""
+        from staging import *
+        import multiprocessing
+
+        def worker(number):
+            return double(number).result() + sum(task.result() for task in [double(1), double(2)])
+
+        if __name__ == "__main__":
+            work = Work()
+            task = eager(work)()
+            work.begun.wait()
+            context = multiprocessing.get_context("{method}")
+            with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+                say(list(pool.map(worker, range(4))))
+            work.go_on.set()
+            say(task.result())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "[6, 8, 10, 12]", "finally", "worked")
