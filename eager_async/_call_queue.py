@@ -34,7 +34,7 @@ class CallQueue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = False
-        self._arming = 0  # the thread that is about to schedule a `_drain`
+        self._arming: set[int] = set()  # the threads that are about to schedule a `_drain`
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
 
@@ -45,7 +45,7 @@ class CallQueue:
             False if the loop is closed, and may never make the call.
         """
         self._calls.append(call)
-        if self._armed and (not self._arming or self._arming != get_ident()):
+        if self._armed and not (self._arming and get_ident() in self._arming):
             return True
         return self._arm()
 
@@ -57,8 +57,10 @@ class CallQueue:
         loop = self._loop()
         if loop is None:
             return False
+        thread = get_ident()
+        outermost = thread not in self._arming
         try:
-            self._arming = get_ident()
+            self._arming.add(thread)
             self._armed = True
             loop.call_soon_threadsafe(self._drain)
         except BaseException as exc:  # a Ctrl-C too, else nobody would ever arm again
@@ -68,7 +70,8 @@ class CallQueue:
                 return False
             raise
         finally:
-            self._arming = 0
+            if outermost:
+                self._arming.discard(thread)
         return True
 
     def _drain(self) -> None:

@@ -14,6 +14,7 @@ import inspect
 import sys
 import threading
 import types
+from abc import ABCMeta
 from asyncio import tasks as _tasks
 from concurrent.futures import _base as _futures
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,11 +48,24 @@ running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_runn
 if sys.version_info >= (3, 14):
     asyncio.events._get_event_loop_policy()  # type: ignore[attr-defined]
 else:
-    asyncio.get_event_loop_policy()
+    asyncio.get_event_loop_policy()  # pyright: ignore[reportDeprecated]
 
 _new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = asyncio.Task.__new__
 
-_HAS_EAGER_START = sys.version_info >= (3, 12)
+
+class LeanMeta(ABCMeta):
+    """Makes classes whose objects are no larger than their slots.
+
+    From 3.14 on, an object that has a `__dict__` too gets room in advance for all the attributes that
+    methods of its class assign, even for those that are slots.
+    """
+
+    def __new__(
+        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
+    ) -> LeanMeta:
+        """Forget the list of those attributes."""
+        namespace.pop("__static_attributes__", None)
+        return super().__new__(cls, name, bases, namespace, **kwargs)
 
 
 class Owner(Protocol):
@@ -74,12 +88,19 @@ def start_now(
     """
     task: asyncio.Task[Any] | None = None
     try:
-        if _HAS_EAGER_START and loop.get_task_factory() is None:
+        factory: Callable[..., Any] | None = loop.get_task_factory()
+        if factory is not None:
+            # Factories differ in the arguments that they accept (python/cpython#133745): it gets none.
+            _step_by_hand(owner, loop, coro, context, functools.partial(factory, loop))
+        elif sys.version_info >= (3, 12):
             # In two steps, as what a first step raises must not take the task with it.
             task = owner._asyncio_task = _new_task(asyncio.Task)
             task.__init__(coro, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
+        elif isinstance(loop, asyncio.BaseEventLoop):
+            _step_on_3_11(owner, loop, asyncio.Task(coro, loop=loop, name=name, context=context))
         else:
-            _start_by_hand(owner, loop, coro, context, name)
+            make: Callable[..., Any] = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
+            _step_by_hand(owner, loop, coro, context, make)
     except (SystemExit, KeyboardInterrupt):
         if task is None or not task.done():
             raise  # not the body's
@@ -88,18 +109,17 @@ def start_now(
         del owner, task, context
 
 
-def _start_by_hand(
+def _step_by_hand(
     owner: Owner,
     loop: asyncio.AbstractEventLoop,
     coro: Coroutine[Any, Any, Any],
     context: contextvars.Context,
-    name: str,
+    make: Callable[..., asyncio.Task[Any]],
 ) -> None:
     """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's.
 
     A new task has its first step scheduled by `loop.call_soon`. Here that step is taken out of the
-    schedule and run at once. Neither name nor context are passed as arguments, since factories and
-    loops differ in those that they accept (python/cpython#133745).
+    schedule and run at once.
     """
     task: asyncio.Task[Any] | None = None
     scheduled: list[tuple[asyncio.Handle, Callable[[], object], contextvars.Context]] = []
@@ -116,25 +136,40 @@ def _start_by_hand(
     before = vars(loop).get("call_soon")  # a user's, or that of a call around this one
     loop.call_soon = recording_call_soon  # type: ignore[method-assign, assignment]
     try:
-        factory = loop.get_task_factory()
-        make: Callable[..., Any] = loop.create_task if factory is None else functools.partial(factory, loop)
         try:
-            made = task = owner._asyncio_task = context.run(make, coro)
+            task = owner._asyncio_task = context.run(make, coro)
         finally:
             if before is None:
                 del loop.call_soon
             else:
                 loop.call_soon = before  # type: ignore[method-assign]
-        if hasattr(made, "set_name"):
-            made.set_name(name)
         for handle, step, step_context in scheduled:
             if getattr(step, "__self__", None) is task and not handle.cancelled():
                 handle.cancel()
                 _step(loop, task, step, step_context)
     finally:
         scheduled.clear()
-        made = None
-        del owner, task, context  # no cycle, as in start_now
+        del owner, task, context, make  # no cycle, as in start_now
+
+
+def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[Any]) -> None:
+    """Run a new task's first step; what `_step_by_hand` does, where the schedule is in reach.
+
+    3.11 is frozen. Other threads may schedule at the same time, so that it needn't be the last one.
+    """
+    owner._asyncio_task = task
+    try:
+        ready: Any = vars(loop)["_ready"]
+        handle = ready[-1]
+        if getattr(handle._callback, "__self__", None) is not task:
+            handle = next(
+                other for other in ready.copy() if getattr(other._callback, "__self__", None) is task
+            )
+        step, context = handle._callback, handle._context
+        handle.cancel()
+        _step(loop, task, step, context)
+    finally:
+        del owner, task  # no cycle, as in start_now
 
 
 def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:

@@ -75,9 +75,13 @@ class LoopThread:
         live.add(self)
         try:
             self._thread.start()
-        except BaseException:
+        except Exception:  # no thread can be had
             live.discard(self)
             self.loop.close()
+            raise
+        except BaseException:  # a Ctrl-C: it may have started, and then it ends itself
+            live.discard(self)
+            self.close(cancel=False)
             raise
 
     def submit(self, task: EagerTask[Any]) -> None:
@@ -86,7 +90,7 @@ class LoopThread:
         Raises:
             LoopClosedError: If the loop has ended.
         """
-        unfinished = self._unfinished_like(task)
+        unfinished = self.daemons if task._daemon else self.tasks
         unfinished[task] = None
         if self.closed and unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
@@ -102,7 +106,8 @@ class LoopThread:
 
     def forget(self, task: EagerTask[Any]) -> None:
         """Strike a task that has ended off the unfinished."""
-        self._unfinished_like(task).pop(task, None)
+        unfinished = self.daemons if task._daemon else self.tasks
+        unfinished.pop(task, None)
         for watcher in self._watchers:
             watcher()
 
@@ -115,9 +120,6 @@ class LoopThread:
         """Have something called in the loop's thread whenever a task ends. From any thread."""
         if watcher not in self._watchers:
             self._watchers.append(watcher)
-
-    def _unfinished_like(self, task: EagerTask[Any]) -> dict[EagerTask[Any], None]:
-        return self.daemons if task._daemon else self.tasks
 
     def report(self, message: str, exception: BaseException) -> None:
         """Tell the loop's exception handler of an error that nobody else would hear of."""

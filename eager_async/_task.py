@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from typing_extensions import override
 
-from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, PENDING, RUNNING, running_loop, start_now
+from eager_async._cpython import (
+    CANCELLED,
+    FINISHED,
+    GIL_ENABLED,
+    PENDING,
+    RUNNING,
+    LeanMeta,
+    running_loop,
+    start_now,
+)
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Failure
 from eager_async._future import CancelRequest, EagerFuture
@@ -36,7 +45,7 @@ R = TypeVar("R")
 _LONGEST_READING: Final = 0.1
 
 
-class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
+class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     """The handle of a call that has started: poll it, block on it, or await it.
 
     It is a `concurrent.futures.Future`, with what `asyncio.Task` has beyond that. It also is a
@@ -120,10 +129,11 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T]):
         """Take over what came out of the coroutine."""
         if self.done():
             return  # lost, or told twice
-        if asyncio_task.cancelled():
-            self._end(CANCELLED, _cancel_arguments(asyncio_task))
+        try:
+            exc = asyncio_task.exception()
+        except CancelledError as cancelled:
+            self._end(CANCELLED, cancelled.args)
             return
-        exc = asyncio_task.exception()
         if exc is None:
             self._end(FINISHED, asyncio_task.result())
             return
@@ -398,11 +408,3 @@ def _driver() -> object:
     """Who drives a coroutine now: the asyncio task that runs in this thread."""
     loop = running_loop()
     return None if loop is None else asyncio.current_task(loop) or loop
-
-
-def _cancel_arguments(asyncio_task: asyncio.Task[Any]) -> tuple[object, ...]:
-    try:
-        asyncio_task.result()
-    except CancelledError as exc:
-        return exc.args
-    return ()

@@ -68,7 +68,7 @@ WARNING = (
 def test_a_blocked_loop_is_named_once_a_stall(
     loop_factory: LoopFactory, signal_: WarningSignal, expected_log: Callable[[str], None]
 ) -> None:
-    """Who waits for a loop that doesn't turn logs the blocking line; once, however many wait; anew next time."""
+    """Who waits for a loop that doesn't turn logs the blocking line: once a stall, however many wait."""
     with BackgroundLoop(name="stuck", blocked_after=0.05, loop_factory=loop_factory) as loop:
         for stall in (1, 2):
             expected_log(WARNING)

@@ -216,7 +216,7 @@ def test_a_signal_handler_may_queue_a_call_and_wait_for_it(loop: ManualLoop, que
         at += 1
         made: list[str] = []
 
-        def handler(made: list[str] = made) -> None:
+        def handler(made: list[str] = made, at: int = at) -> None:
             queue.call_soon(lambda: made.append("handler's"))
             loop.turn_until_idle()
             assert "handler's" in made, f"at instruction {at}"

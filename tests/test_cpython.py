@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import re
 import sys
 import sysconfig
 import threading
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import _cpython, eager, shared_loop
+from eager_async import BackgroundLoop, _cpython, eager, set_shared_loop, shared_loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -131,6 +132,32 @@ def test_the_running_loop_is_that_of_this_thread(loop_factory: LoopFactory) -> N
     assert _cpython.running_loop() is None
 
 
+def test_making_a_loop_takes_no_lock_of_asyncios(run_python: RunPython) -> None:
+    """Importing the package makes asyncio's policy, without which making a loop takes a lock."""
+    done = run_python(
+        """
+        import asyncio
+        import asyncio.events
+        import threading
+
+        print(asyncio.events._event_loop_policy)
+        import eager_async
+        print(type(asyncio.events._event_loop_policy).__name__)
+
+        def make():
+            asyncio.new_event_loop().close()
+            print("made")
+
+        with asyncio.events._lock:
+            thread = threading.Thread(target=make, daemon=True)
+            thread.start()
+            thread.join(20)
+        """
+    )
+    assert re.fullmatch(r"None\n_?\w+EventLoopPolicy\nmade\n", done.stdout)
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 # Starting a task at once
 
 
@@ -232,9 +259,10 @@ def test_a_task_that_starts_eagerly_lends_its_place(loop_factory: LoopFactory) -
 def test_eager_start_is_used_where_it_is_there() -> None:
     """Tasks start by hand on 3.11 alone, unless a task factory asks for it."""
     by_hand: list[object] = []
+    ways = (_cpython._step_by_hand.__code__, _cpython._step_on_3_11.__code__)
 
     def profile(frame: Any, event: str, _: object) -> None:
-        if event == "call" and frame.f_code is _cpython._start_by_hand.__code__:
+        if event == "call" and frame.f_code in ways:
             by_hand.append(frame.f_code)
 
     @eager
@@ -248,6 +276,39 @@ def test_eager_start_is_used_where_it_is_there() -> None:
 
     profiled().result(WAIT)
     assert bool(by_hand) == (sys.version_info < (3, 12))
+
+
+class BusyLoop(asyncio.SelectorEventLoop):
+    """A loop on which another thread schedules something right after each call."""
+
+    def call_soon(self, *args: Any, **kwargs: Any) -> asyncio.Handle:
+        handle = super().call_soon(*args, **kwargs)
+        super().call_soon(int)
+        return handle
+
+
+def test_a_first_step_is_found_when_others_schedule_too() -> None:
+    """On 3.11 it needn't be the last in the schedule."""
+    begun: list[object] = []
+
+    @eager
+    async def inner() -> None:
+        begun.append(asyncio.current_task())
+        await asyncio.sleep(0)
+
+    @eager
+    async def outer() -> bool:
+        task = inner()
+        begun_at_once = bool(begun)
+        await task
+        return begun_at_once
+
+    with BackgroundLoop(loop_factory=BusyLoop) as loop:
+        before = set_shared_loop(loop)
+        try:
+            assert outer().result(WAIT)
+        finally:
+            set_shared_loop(before)
 
 
 # The end of a loop and of the process

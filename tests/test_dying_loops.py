@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import selectors
 import threading
@@ -369,10 +370,8 @@ def test_calls_that_race_with_a_dying_loop_end(expected_log: Callable[[str], Non
         def submit(fragile: FragileLoop = fragile, start: threading.Barrier = start) -> None:
             start.wait(PATIENCE)
             for _ in range(20):
-                try:
+                with contextlib.suppress(LoopClosedError):
                     tasks.append(fragile.loop.create_task(instant()))  # noqa: B023
-                except LoopClosedError:
-                    pass
 
         threads = [threading.Thread(target=submit) for _ in range(3)]
         for submitter in threads:
@@ -397,7 +396,7 @@ async def instant() -> int:
 
 
 def test_a_factory_that_raises_raises_in_the_call() -> None:
-    """What `loop_factory` raises comes out of the call, whose coroutine is closed; the next call tries again."""
+    """What `loop_factory` raises comes out of the call, whose coroutine is closed; the next tries again."""
     works: list[bool] = []
 
     def factory() -> asyncio.AbstractEventLoop:
@@ -418,7 +417,7 @@ def test_a_factory_that_raises_raises_in_the_call() -> None:
 
 
 def test_a_thread_that_cannot_start_raises_in_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the system has no thread left, the call says so, and nothing is left open; the next tries again."""
+    """When the system has no thread left, the call says so and leaves nothing open; the next tries again."""
     made: list[asyncio.AbstractEventLoop] = []
 
     def factory() -> asyncio.AbstractEventLoop:
@@ -430,12 +429,50 @@ def test_a_thread_that_cannot_start_raises_in_the_call(monkeypatch: pytest.Monke
 
     with BackgroundLoop(loop_factory=factory) as loop:
         coro = double(1)
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start new thread"):
+        with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", start)
-            loop.create_task(coro)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                loop.create_task(coro)
         assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
         assert made[0].is_closed()
         assert loop.create_task(double(1)).result(PATIENCE) == 2
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it runs", "while it runs"])
+def test_an_interrupt_while_the_thread_starts_leaves_nothing_broken(
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,  # noqa: FBT001
+) -> None:
+    """Ctrl-C during the first call comes out of it; the next call works, and no thread or loop is left."""
+    made: list[asyncio.AbstractEventLoop] = []
+    threads: list[threading.Thread] = []
+    running = threading.Event()
+    real_start = threading.Thread.start
+
+    def factory() -> asyncio.AbstractEventLoop:
+        made.append(asyncio.new_event_loop())
+        made[-1].call_soon(running.set)
+        return made[-1]
+
+    def start(thread: threading.Thread) -> None:
+        threads.append(thread)
+        real_start(thread)
+        if begun:
+            assert running.wait(PATIENCE)
+        raise KeyboardInterrupt
+
+    with BackgroundLoop(loop_factory=factory) as loop:
+        coro = double(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(KeyboardInterrupt):
+                loop.create_task(coro)
+        assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+        assert loop.create_task(double(1)).result(PATIENCE) == 2
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert all(asyncio_loop.is_closed() for asyncio_loop in made)
 
 
 # Bodies that cancel whatever they find

@@ -9,6 +9,7 @@ import contextvars
 import gc
 import sys
 import threading
+import time
 import tracemalloc
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 variable: contextvars.ContextVar[Thing | None] = contextvars.ContextVar("variable", default=None)
+
+
+GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Thing:
@@ -42,7 +46,11 @@ class Gone:
         weakref.finalize(thing, self._event.set)
 
     def __bool__(self) -> bool:
-        return self._event.wait(5)
+        deadline = time.monotonic() + 5
+        while not self._event.wait(0.01) and time.monotonic() < deadline:
+            if not GIL_ENABLED:  # there, some objects are left to the collector (PEP 703)
+                gc.collect()
+        return self._event.is_set()
 
     def is_set(self) -> bool:
         return self._event.is_set()

@@ -32,7 +32,7 @@ from eager_async import BackgroundLoop, EagerTask, eager, set_shared_loop, share
 
 
 def say(*words):
-    print(*words, flush=True)
+    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
 
 
 class Work:
@@ -59,6 +59,10 @@ LOOPS = {
     "asyncio": "",
     "uvloop": "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))",
 }
+threads_at_exit = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3),
+    reason="no thread can be started at the exit (python/cpython#113964)",
+)
 both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
 
 
@@ -195,7 +199,7 @@ def test_a_signal_handler_may_call_and_wait_while_its_thread_waits(run: RunPytho
 
 
 def test_signals_that_come_in_anywhere_disturb_nothing(run: RunPython) -> None:
-    """A handler that calls eager functions, again and again, while the main thread does: all calls end true."""
+    """A handler that calls eager functions while the main thread does, at any point: all calls end true."""
     source = """
         from staging import *
 
@@ -244,6 +248,7 @@ def test_interrupts_that_come_in_anywhere_lose_no_task(run: RunPython) -> None:
 
         armed = False
         signal.signal(signal.SIGALRM, handle)
+        body().result()
         signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
         interrupted = 0
         while interrupted < 200:
@@ -265,6 +270,7 @@ def test_interrupts_that_come_in_anywhere_lose_no_task(run: RunPython) -> None:
     check(run(source, options=never_awaited), "None", "True 0")
 
 
+@threads_at_exit
 def test_calls_leave_signal_handlers_alone(run: RunPython) -> None:
     """No call, start, shutdown or exit touches the program's signal handlers."""
     source = """
