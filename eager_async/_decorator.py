@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import functools
 import inspect
-import sys
+from contextvars import copy_context
+from sys import _getframe
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import wrapt
@@ -54,7 +54,7 @@ class _Starter:
         coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
         if loop is None:
             loop = shared_loop()
-        return loop._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
+        return loop._start(coro, name, daemon, copy_context(), _getframe(1))
 
     def __repr__(self: Any) -> str:
         return f"<eager {self.__wrapped__!r}>"

@@ -8,7 +8,6 @@ import threading
 import warnings
 from _thread import allocate_lock, get_ident
 from asyncio import CancelledError, get_running_loop
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -192,12 +191,12 @@ class EagerFuture(concurrent.futures.Future[T]):
                 self._cancel_for_awaiter(request)
             finally:
                 self._forget(wake)
+        if request is not None and not request.in_time:
+            raise CancelledError(*request.arguments)
+        if self._failure is None and self._status == FINISHED:
+            result: T = self._result
+            return result
         try:
-            if request is not None and not request.in_time:
-                raise CancelledError(*request.arguments)
-            if self._failure is None and self._status == FINISHED:
-                result: T = self._result
-                return result
             self._raise(CancelledError)
         finally:
             del self
@@ -399,6 +398,8 @@ class _DoneCallback:
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        with suppress(RuntimeError):  # its loop is closed
+    try:
+        if not waiter.done():
             waiter.set_result(None)
+    except RuntimeError:
+        pass  # its loop is closed

@@ -8,9 +8,9 @@ import functools
 import math
 import sys
 import threading
-import types
 import weakref
 from _thread import get_ident
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._errors import DeadlockError, LoopClosedError
@@ -19,6 +19,7 @@ from eager_async._loop_thread import LoopThread
 from eager_async._task import EagerTask
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Callable, Coroutine
     from typing import Self
 
@@ -146,7 +147,7 @@ class BackgroundLoop:
         caller: types.FrameType,
     ) -> EagerTask[T]:
         """`create_task` for eager functions, which know it all. The context is for this task alone."""
-        if not isinstance(coro, types.CoroutineType) and not asyncio.iscoroutine(coro):
+        if not isinstance(coro, CoroutineType) and not asyncio.iscoroutine(coro):
             raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
         try:
             loop_thread = self._loop_thread

@@ -2,10 +2,11 @@
 
     python tests/soak.py --seconds 300 [--seed 7]
 
-Threads and asyncio loops call, wait, time out, cancel, drop, await, gather, drive, shut down and fork at random, in
-rounds of a second or two. After each round every body that began must have ended, what each waiter saw must be what
-the body did and what was asked, and nothing may be left. A hang ends the process with all stacks. The seed repeats
-the actions, though not their timing. pytest doesn't collect this file; exit code 1 says that something was wrong.
+Threads and asyncio loops call, wait, time out, cancel, drop, await, gather, drive, shut down and fork at
+random, in rounds of a second or two. After each round every body that began must have ended, what each waiter
+saw must be what the body did and what was asked, and nothing may be left. A hang ends the process with all
+stacks. The seed repeats the actions, though not their timing. pytest doesn't collect this file; exit code 1
+says that something was wrong.
 """
 
 from __future__ import annotations
@@ -21,15 +22,24 @@ import io
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from eager_async import BackgroundLoop, EagerTask, LoopClosedError, ResultTimeoutError, eager, set_shared_loop, shared_loop
+from eager_async import (
+    BackgroundLoop,
+    EagerTask,
+    LoopClosedError,
+    ResultTimeoutError,
+    eager,
+    set_shared_loop,
+    shared_loop,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,26 +50,37 @@ with contextlib.suppress(ImportError):
 
     LOOP_FACTORIES.append(uvloop.new_event_loop)
 
-# 3.13 without the GIL crashes by itself where two threads raise one exception object, or one reads the frames of a
-# coroutine that runs in another (python/cpython#142599).
+# 3.13 without the GIL crashes by itself where two threads raise one exception object, or one reads the
+# frames of a coroutine that runs in another (python/cpython#142599).
 FRAGILE = sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# In a child Python collects what the parent's other threads had, asyncio tasks of their own loops included.
+FOREIGN_TASK = re.compile(r"Task was destroyed but it is pending!\ntask: <Task pending name='Task-\d+'")
 
 ROUND_SECONDS = 1.5
 HANG_SECONDS = 120  # for a round, and for a child
 
-QUIET = ["value", "value", "instant", "stubborn", "to_thread", "nested"]  # they return, or are cancelled
-FAILING = ["fail", "fail", "fail at once", "own timeout"]
+QUIET = ["value", "value", "value", "stubborn", "to_thread", "nested"]  # they return, or are cancelled
+FAILING = ["error", "error", "timeout"]
 EXITING = ["exit"]  # asyncio lets these out of a loop whose own tasks raise them: not for those who drive
 
 
-class Boom(Exception):
+counting = threading.Lock()  # never taken in a child
+
+
+class BodyError(Exception):
     """What a body raises."""
+
+
+FAILURES = {"error": BodyError, "timeout": TimeoutError, "exit": SystemExit}
 
 
 class Call:
     """One call: what its body is to do, what it has done, and what was asked of it."""
 
-    def __init__(self, kind: str, rng: random.Random, parent: Call | None, loop: BackgroundLoop | None) -> None:
+    def __init__(
+        self, kind: str, rng: random.Random, parent: Call | None, loop: BackgroundLoop | None
+    ) -> None:
         self.kind = kind
         self.number = rng.getrandbits(60)  # what comes out: as a result, or in an exception
         self.seed = rng.random()
@@ -83,7 +104,8 @@ class Call:
 
     def __repr__(self) -> str:
         asked = "asked to cancel" if self.asked else "not asked to cancel"
-        return f"<{self.kind} {self.number}, {asked}: {self.outcome}, {self.begun} begun, {self.ended} ended, {self.task}>"
+        did = f"{self.outcome}, {self.begun} begun, {self.ended} ended"
+        return f"<{self.kind} {self.number}, {asked}: {did}, {self.task}>"
 
 
 class Round:
@@ -95,6 +117,7 @@ class Round:
         self.loops: list[BackgroundLoop] = []  # shared ones that were replaced
         self.children: list[int] = []
         self.problems: list[str] = []
+        self.in_child = False
         self.blocked_after = rng.choice([0.01, HANG_SECONDS])
 
     def new_loop(self, rng: random.Random) -> BackgroundLoop:
@@ -124,7 +147,13 @@ class Round:
         return call
 
     def check(self, call: Call, seen: object, *, interrupted: bool = False) -> None:
-        """Compare what somebody saw of a call with what its body did; `interrupted` if he was cancelled himself."""
+        """Compare what a waiter saw of a call with what its body did.
+
+        Args:
+            call: What was waited for.
+            seen: A result or an exception.
+            interrupted: Whether the waiter was cancelled itself.
+        """
         if not isinstance(seen, BaseException):
             true = seen == call.number and call.outcome == "returned"
         elif isinstance(seen, asyncio.CancelledError):
@@ -167,26 +196,18 @@ async def body(this: Round, call: Call) -> int:
 
 async def work(this: Round, call: Call) -> None:
     """Return or raise, as the kind of the call says."""
-    if call.kind == "fail at once":
-        raise Boom(call.number)
-    if call.kind != "instant":
-        for pause in [*call.pauses, 0]:
-            try:
-                await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                if call.kind != "stubborn":
-                    raise
-    match call.kind:
-        case "fail":
-            raise Boom(call.number)
-        case "own timeout":
-            raise TimeoutError(call.number)
-        case "exit":
-            raise SystemExit(call.number)
-        case "to_thread":
-            await asyncio.to_thread(time.sleep, 0)
-        case "nested":
-            await nested(this, call)
+    for pause in call.pauses:
+        try:
+            await asyncio.sleep(pause)
+        except asyncio.CancelledError:
+            if call.kind != "stubborn":
+                raise
+    if call.kind in FAILURES:
+        raise FAILURES[call.kind](call.number)
+    if call.kind == "to_thread":
+        await asyncio.to_thread(time.sleep, 0)
+    if call.kind == "nested":
+        await nested(this, call)
 
 
 async def nested(this: Round, call: Call) -> None:
@@ -263,7 +284,9 @@ def drop(this: Round, rng: random.Random) -> None:
 
 def wait_for_many(this: Round, rng: random.Random) -> None:
     """Wait for several calls as `concurrent.futures` does, then look at each."""
-    calls = {call.task: call for call in (this.call(rng, QUIET + FAILING) for _ in range(rng.randrange(1, 20)))}
+    calls = {
+        call.task: call for call in (this.call(rng, QUIET + FAILING) for _ in range(rng.randrange(1, 20)))
+    }
     when = rng.choice([concurrent.futures.FIRST_COMPLETED, concurrent.futures.ALL_COMPLETED])
     concurrent.futures.wait(calls, timeout=rng.choice([None, 0.001]), return_when=when)
     for task in concurrent.futures.as_completed(calls):
@@ -284,25 +307,15 @@ def play(this: Round, rng: random.Random) -> None:
         if not isinstance(seen, ResultTimeoutError):
             this.check(call, seen)
     elif action == 2:
-        call.callbacks_made.append(None)
-        call.callbacks_made.pop()
-        add_callback(call, task)
+        with counting:
+            call.callbacks_added += 1
+        task.add_done_callback(call.callbacks_made.append)
     elif action == 3:
         repr(task), task.done(), task.running(), task.cancelled(), task.get_coro()
     elif action == 4 and not FRAGILE:
         task.print_stack(file=io.StringIO())
     else:
         asyncio.run(wrap(this, call, task))
-
-
-def add_callback(call: Call, task: EagerTask[int]) -> None:
-    """Add a done callback, which is to be called once."""
-    with counting:
-        call.callbacks_added += 1
-    task.add_done_callback(call.callbacks_made.append)
-
-
-counting = threading.Lock()
 
 
 async def wrap(this: Round, call: Call, task: EagerTask[int]) -> None:
@@ -370,6 +383,7 @@ def in_child(this: Round, rng: random.Random, known: list[tuple[Call, EagerTask[
     status = 1
     try:
         signal.alarm(HANG_SECONDS)  # should the parent be gone
+        this.in_child = True
         this.problems.clear()
         records.clear()
         for call, task, was_done in known:
@@ -383,7 +397,7 @@ def in_child(this: Round, rng: random.Random, known: list[tuple[Call, EagerTask[
             shared_loop().shutdown()
         del call, task
         gc.collect()
-        this.problems += [describe(record) for record in records]
+        check_log(this, {})
         if this.problems:
             os.write(2, "\n".join(["in a child:", *this.problems, ""]).encode())
         else:
@@ -392,3 +406,246 @@ def in_child(this: Round, rng: random.Random, known: list[tuple[Call, EagerTask[
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
+
+
+# What asyncio tasks do, several in a loop
+
+
+async def await_one(this: Round, rng: random.Random) -> None:
+    """Call and await, perhaps after something else."""
+    call = this.call(rng, QUIET + FAILING + EXITING)
+    await asyncio.sleep(rng.choice([0, 0, 0.005]))
+    this.check(call, await seen_by_awaiting(call.task))
+
+
+async def await_others(this: Round, rng: random.Random) -> None:
+    """Await a call that others have made and use."""
+    call = rng.choice(this.pool[-50:] or [None])
+    if call is not None and call.task is not None:
+        this.check(call, await seen_by_awaiting(call.task))
+
+
+async def gather(this: Round, rng: random.Random) -> None:
+    """Await several calls at a time."""
+    calls = [this.call(rng, QUIET + FAILING) for _ in range(rng.randrange(1, 10))]
+    outcomes = await asyncio.gather(*(call.task for call in calls), return_exceptions=True)
+    for call, seen in zip(calls, outcomes, strict=True):
+        this.check(call, seen)
+
+
+async def time_out_awaiting(this: Round, rng: random.Random) -> None:
+    """Await for a moment: whatever comes of that, the body has ended then."""
+    call = this.call(rng, QUIET + FAILING, asked=True)
+    timeout = rng.choice([0.0001, 0.002, 0.01])
+    if rng.random() < 0.5:
+        seen = await seen_by_awaiting(asyncio.wait_for(call.task, timeout))
+    else:
+        try:
+            async with asyncio.timeout(timeout):
+                seen = await seen_by_awaiting(call.task)
+                if isinstance(seen, asyncio.CancelledError):
+                    raise seen
+        except (TimeoutError, asyncio.CancelledError) as exc:
+            seen = exc
+    if not call.task.done():
+        this.problems.append(f"a cancelled awaiter went on before the end of {call}")
+    if not isinstance(seen, TimeoutError) or seen.args:
+        this.check(call, seen)
+
+
+async def group(this: Round, rng: random.Random) -> None:
+    """Drive calls in a task group, which cancels them all if one fails."""
+    calls = []
+    with contextlib.suppress(BaseExceptionGroup):
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(rng.randrange(1, 6)):
+                call = this.call(rng, QUIET + QUIET + FAILING, asked=True)
+                calls.append(call)
+                call.drivers.append(tasks.create_task(call.task))
+    for call in calls:
+        this.check(call, await seen_by_awaiting(call.drivers[0]), interrupted=True)
+        if not call.task.done():
+            this.problems.append(f"a task group ended before {call}")
+
+
+async def drive(this: Round, rng: random.Random) -> None:
+    """Have two asyncio tasks drive one call as a coroutine, and perhaps cancel one of them."""
+    call = this.call(rng, QUIET + FAILING, asked=rng.random() < 0.5)
+    call.drivers += [asyncio.create_task(call.task) for _ in range(2)]
+    if call.own_asked:
+        await asyncio.sleep(rng.choice([0, 0, 0.002]))
+        call.drivers[0].cancel()
+    for driver in call.drivers:
+        this.check(
+            call, await seen_by_awaiting(driver), interrupted=call.own_asked and driver is call.drivers[0]
+        )
+
+
+async def shield(this: Round, rng: random.Random) -> None:
+    """Time out on a shielded call, and await it then."""
+    call = this.call(rng, QUIET)
+    seen = await seen_by_awaiting(asyncio.wait_for(asyncio.shield(call.task), 0.002))
+    if not isinstance(seen, TimeoutError):
+        this.check(call, seen)
+    this.check(call, await seen_by_awaiting(call.task))
+
+
+async def block(this: Round, rng: random.Random) -> None:
+    """Do in a loop's thread what plain threads do; that blocks the loop for a moment."""
+    rng.choice([wait, time_out, drop, fork])(this, rng)
+
+
+ASYNC_ACTIONS = [await_one, await_others, gather, time_out_awaiting, group, drive, shield, block]
+MANY = 8  # other actions for one of these
+ACTIONS = [wait, time_out, cancel, drop, wait_for_many, play, play] * MANY + [run_shortly, shut_down] * 2
+ACTIONS += [replace_shared_loop, fork]
+
+
+def act(this: Round, rng: random.Random) -> None:
+    """One thread of a round."""
+    until = time.monotonic() + ROUND_SECONDS
+    while time.monotonic() < until:
+        rng.choice(ACTIONS)(this, rng)
+
+
+def act_in_loop(this: Round, rng: random.Random) -> None:
+    """One thread of a round with an asyncio loop of its own."""
+    until = time.monotonic() + ROUND_SECONDS
+
+    async def act_in_task(rng: random.Random) -> None:
+        while time.monotonic() < until:
+            await rng.choice(ASYNC_ACTIONS)(this, rng)
+
+    async def main() -> None:
+        await asyncio.gather(*(act_in_task(random.Random(rng.random())) for _ in range(3)))
+
+    with asyncio.Runner(loop_factory=rng.choice(LOOP_FACTORIES)) as runner:
+        runner.run(main())
+
+
+def start_threads(
+    this: Round, rng: random.Random, functions: list[Callable[..., None]]
+) -> list[threading.Thread]:
+    """Run functions in threads, each with random numbers of its own."""
+    threads = [
+        threading.Thread(target=this.guard, args=(function, random.Random(rng.random())))
+        for function in functions
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+# A round, and what is left of it
+
+records: list[logging.LogRecord] = []
+
+
+class Keeper(logging.Handler):
+    """Keeps what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        records.append(record)
+
+
+def play_round(rng: random.Random) -> Round:
+    """Let threads act for a while, end all loops, and look at what is left."""
+    this = Round(rng)
+    threads_before = set(threading.enumerate())
+    sys.setswitchinterval(rng.choice([1e-6, 1e-4, 0.005]))
+    loop_before = set_shared_loop(this.new_loop(rng))
+    for thread in start_threads(this, rng, [act] * 4 + [act_in_loop] * 2):
+        thread.join()
+    this.loops.append(shared_loop())
+    for loop in this.loops:
+        loop.shutdown()
+    set_shared_loop(loop_before)
+    this.problems += [f"left unfinished: {task}" for loop in this.loops for task in loop.tasks()]
+    for thread in set(threading.enumerate()) - threads_before:
+        thread.join(10)
+        if thread.is_alive():
+            this.problems.append(f"left running: {thread}")
+    for call in this.calls:
+        check_end(this, call)
+    gc.collect()
+    check_log(
+        this, {call.number: call for call in this.calls if call.task is None and call.outcome == "raised"}
+    )
+    return this
+
+
+def check_end(this: Round, call: Call) -> None:
+    """What must be true of each call when all loops have ended."""
+    if call.begun != call.ended or call.begun > 1 or (call.outcome == "never begun" and not call.asked):
+        this.problems.append(f"{call} did not end well")
+    if call.task is not None:
+        this.check(call, seen_by_blocking(call.task, 0))
+    if len(call.callbacks_made) != call.callbacks_added:
+        this.problems.append(f"{call} made {len(call.callbacks_made)} of {call.callbacks_added} callbacks")
+
+
+def check_log(this: Round, unreported: dict[object, Call]) -> None:
+    """Only exceptions of dropped calls are logged, each once, and perhaps that a loop is held up."""
+    for record in records:
+        message = record.getMessage()
+        exception = record.exc_info[1] if record.exc_info else None
+        if (
+            "never retrieved" in message
+            and exception is not None
+            and exception.args[:1]
+            and (unreported.pop(exception.args[0], None))
+        ):
+            continue
+        if "has not turned" in message and this.blocked_after < 1:
+            continue
+        if this.in_child and FOREIGN_TASK.search(message):
+            continue
+        this.problems.append(f"{record.name} {record.levelname}: {logging.Formatter().format(record)}")
+    records.clear()
+    this.problems += [f"never reported: {call}" for call in unreported.values()]
+
+
+def prepare() -> None:
+    """Have whatever goes wrong seen: warnings, log records, exceptions in finalizers, hangs."""
+    warnings.simplefilter("error")
+    # From 3.12 on Python warns of any fork while threads run. That it works all the same is promised.
+    warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
+    for name in ("eager_async", "asyncio"):
+        logging.getLogger(name).addHandler(Keeper(logging.WARNING))
+        logging.getLogger(name).propagate = False
+    faulthandler.enable()
+    sys.unraisablehook = lambda raised: logging.getLogger("asyncio").error(
+        "unraisable in %r", raised.object, exc_info=raised.exc_value
+    )
+
+
+def main() -> int:
+    """Play rounds until the time is over, or something is wrong."""
+    parser = argparse.ArgumentParser(description="Use the library at random, and check that nothing is lost.")
+    parser.add_argument("--seconds", type=float, required=True, help="how long")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    arguments = parser.parse_args()
+    prepare()
+    started = time.monotonic()
+    counts: collections.Counter[str] = collections.Counter()
+    problems: list[str] = []
+    while not problems and time.monotonic() - started < arguments.seconds:
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        counts["rounds"] += 1
+        this = play_round(random.Random(f"{arguments.seed} {counts['rounds']}"))
+        counts.update(call.outcome for call in this.calls)
+        counts["calls"] += len(this.calls)
+        counts["forks"] += len(this.children)
+        problems = this.problems
+    faulthandler.cancel_dump_traceback_later()
+    for problem in problems[:20]:
+        sys.stderr.write(f"seed {arguments.seed}, round {counts['rounds']}: {problem}\n")
+    sys.stdout.write(
+        f"soak: seed {arguments.seed}, {time.monotonic() - started:.0f} s, {len(problems)} problems, "
+        f"{', '.join(f'{count} {what}' for what, count in counts.items())}\n"
+    )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import selectors
 import socket
 import sys
 import threading
@@ -140,8 +141,25 @@ def test_waiting_in_exception_looks_as_well(
         assert loop.create_task(Stall(signal_.warned)()).exception() is None
 
 
+class SleepSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    """A selector that says when its loop sleeps, and only a wake-up can end that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = threading.Event()
+
+    def select(self, timeout: float | None = None) -> Any:
+        """Wait for events."""
+        if timeout is None:
+            self.asleep.set()
+        try:
+            return super().select(timeout)
+        finally:
+            self.asleep.clear()
+
+
 class DeafLoop(asyncio.SelectorEventLoop):
-    """An event loop that loses wake-ups when told so (python/cpython#156054)."""
+    """An event loop that loses wake-ups when told so."""
 
     lost = 0
     losing = False
@@ -154,53 +172,50 @@ class DeafLoop(asyncio.SelectorEventLoop):
             super()._write_to_self()
 
 
+async def double(number: int) -> int:
+    """Return twice the number."""
+    return 2 * number
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
     """A loop that sleeps on because a wake-up was lost is woken by whoever waits, without a warning."""
-    made: list[DeafLoop] = []
-
-    def factory() -> asyncio.AbstractEventLoop:
-        made.append(DeafLoop())
-        return made[0]
-
-    async def double(number: int) -> int:
-        return 2 * number
-
-    with BackgroundLoop(loop_factory=factory, blocked_after=0.4) as loop:
+    selector = SleepSelector()
+    deaf = DeafLoop(selector)
+    with BackgroundLoop(loop_factory=lambda: deaf, blocked_after=0.4) as loop:
         assert loop.create_task(double(1)).result() == 2
-        made[0].losing = True
+        assert selector.asleep.wait(PATIENCE)
+        deaf.losing = True
         tasks = [loop.create_task(double(number)) for number in range(3)]
+        assert deaf.lost == 1
+        assert not any(task.done() for task in tasks)
         assert [task.result(PATIENCE) for task in tasks] == [0, 2, 4]
-        assert made[0].lost == 1
     assert signal_.number == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for a write to the loop's socket that fails, which asyncio swallows."""
-    loop = BackgroundLoop(blocked_after=0.4, loop_factory=asyncio.SelectorEventLoop)
-    with loop:
+    """The same for a write to the loop's socket that fails, which asyncio swallows (python/cpython#156054)."""
+    selector = SleepSelector()
+    inner: Any = asyncio.SelectorEventLoop(selector)
+    real: socket.socket = inner._csock
+    failed = threading.Event()
 
-        async def double(number: int) -> int:
-            return 2 * number
+    class FailsOnce:
+        """The sending end of the loop's wake-up socket."""
 
+        def send(self, data: bytes) -> int:
+            if not failed.is_set():
+                failed.set()
+                raise OSError("no buffer space")
+            return real.send(data)
+
+        def close(self) -> None:
+            real.close()
+
+    with BackgroundLoop(blocked_after=0.4, loop_factory=lambda: inner) as loop:
         assert loop.create_task(double(1)).result() == 2
-        inner: Any = loop.asyncio_loop
-        real: socket.socket = inner._csock
-        failed = threading.Event()
-
-        class FailsOnce:
-            """The sending end of the loop's wake-up socket."""
-
-            def send(self, data: bytes) -> int:
-                if not failed.is_set():
-                    failed.set()
-                    raise OSError("no buffer space")
-                return real.send(data)
-
-            def close(self) -> None:
-                real.close()
-
+        assert selector.asleep.wait(PATIENCE)
         monkeypatch.setattr(inner, "_csock", FailsOnce())
         assert loop.create_task(double(21)).result(PATIENCE) == 42
         assert failed.is_set()

@@ -9,6 +9,7 @@ import gc
 import inspect
 import sys
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -761,6 +762,7 @@ def test_the_default_executor_is_closed(gate: Gate, loop_factory: LoopFactory) -
         executor_threads.append(threading.current_thread())
         gate.begun.set()
         gate.opened.wait()
+        time.sleep(0.05)  # a shutdown that doesn't wait would be over by then
         ended.append("work")
 
     async def start_and_leave() -> None:
