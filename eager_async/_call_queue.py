@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Calls made in one turn of the loop. More than that wait for the next turn, so that a flood of them
 # leaves room for timers and sockets.
-_MOST_CALLS_A_TURN: Final = 250
+_MOST_CALLS_A_TURN: Final = 150
 
 
 class CallQueue:

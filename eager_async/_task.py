@@ -189,8 +189,10 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         """
         vars(self).clear()  # a condition may be held by a thread that isn't here
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
-        self._failure = Failure(LoopClosedError(f"{self._description()} runs in the parent process"), None)
-        self._status = FINISHED
+        if not self.done():
+            error = LoopClosedError(f"{self._description()} runs in the parent process")
+            self._failure = Failure(error, None)
+            self._status = FINISHED
         self._coro = self._context = self._asyncio_task = self._callbacks = self._loop_thread = None
         return kept
 

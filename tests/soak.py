@@ -395,7 +395,6 @@ def in_child(this: Round, rng: random.Random, known: list[tuple[Call, EagerTask[
             this.check(call, seen_by_blocking(call.task))
         if rng.random() < 0.5:
             shared_loop().shutdown()
-        del call, task
         gc.collect()
         check_log(this, {})
         if this.problems:

@@ -195,7 +195,7 @@ def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for a write to the loop's socket that fails, which asyncio swallows (python/cpython#156054)."""
+    """The same for a failed write to the socket, which asyncio swallows (python/cpython#156054)."""
     selector = SleepSelector()
     inner: Any = asyncio.SelectorEventLoop(selector)
     real: socket.socket = inner._csock
