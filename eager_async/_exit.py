@@ -47,27 +47,36 @@ def _finish() -> None:
     global _over  # noqa: PLW0603
     if _over:
         return  # arranged more than once
-    interrupted = False
     try:
-        _wait_for_tasks()
-    except KeyboardInterrupt:
-        interrupted = True
-        logger.warning("interrupted at exit: cancelling %s", _summary(live.copy()))
-    _over = True
-    ending = live.copy()
-    try:
+        interrupted = not _wait_for_tasks()
+        _over = True
+        ending = live.copy()
         for loop_thread in ending:
             loop_thread.close(cancel=interrupted)
         for loop_thread in ending:
             if not loop_thread.join(loop_thread.exit_timeout):
                 logger.warning("abandoned at exit, since time ran out: %s", _summary([loop_thread]))
     except KeyboardInterrupt:
-        logger.warning("abandoned at exit, since interrupted again: %s", _summary(ending))
+        _over = True
+        logger.warning("abandoned at exit, since interrupted again: %s", _summary(live.copy()))
     report_unretrieved()
 
 
-def _wait_for_tasks() -> None:
-    """Wait until no loop has a task that holds the process, but for those that ran out of time."""
+def _wait_for_tasks() -> bool:
+    """Wait until no task holds the process, but for those whose loop's time ran out.
+
+    Returns:
+        False if a Ctrl-C cut that short.
+    """
+    try:
+        _wait_until_idle()
+    except KeyboardInterrupt:
+        logger.warning("interrupted at exit: cancelling %s", _summary(live.copy()))
+        return False
+    return True
+
+
+def _wait_until_idle() -> None:
     task_ended = threading.Event()
     started = monotonic()
     said = False

@@ -75,6 +75,8 @@ class BackgroundLoop:
         _check_seconds("blocked_after", blocked_after)
         if exit_timeout is not None:
             _check_seconds("exit_timeout", exit_timeout)
+            if exit_timeout > threading.TIMEOUT_MAX:
+                exit_timeout = None  # infinity, for one
         self._name = name
         self._loop_factory = loop_factory
         self._debug = debug

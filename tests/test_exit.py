@@ -524,6 +524,26 @@ def test_a_thread_that_goes_on_calling_does_not_hold_the_process(run: RunPython)
     check(run(source), "refused", stderr=r"time ran out at exit: cancelling 1 eager task: endless\(\)[^\n]*")
 
 
+@pytest.mark.parametrize("seconds", ["float('inf')", "1e10"])
+def test_an_endless_exit_timeout_waits(run: RunPython, seconds: str) -> None:
+    """A number of seconds beyond what the system can wait for is as good as none."""
+    source = f"""
+        from staging import *
+        from eager_async import _exit
+
+        _exit._SAY_AFTER = 0.02
+
+        @eager(loop=BackgroundLoop(exit_timeout={seconds}))
+        async def work():
+            await main_end()
+            await asyncio.sleep(0.1)
+            say("worked")
+
+        work()
+    """
+    check(run(source), "worked", stderr=r"the process waits for 1 eager task: work\(\) [^\n]*")
+
+
 def test_a_long_wait_is_explained(run: RunPython) -> None:
     """After five seconds a log line names what is waited for, since when, and where it was called; once."""
     source = """
