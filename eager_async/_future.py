@@ -159,21 +159,20 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     # Awaiting
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self, request: CancelRequest | None = None) -> Generator[Any, None, T]:
         """Wait for the end in any asyncio task, of any loop, without blocking it.
 
         A cancellation of the awaiting task asks for this one's, and the wait goes on until the end:
         then what came out of it is raised or returned, or `CancelledError` if the end was earlier.
+
+        Args:
+            request: Not for users: what an awaiter has asked for already.
 
         Raises:
             asyncio.CancelledError: If the work was cancelled, or ended before it could be.
             DeadlockError: In the very coroutine whose end is awaited.
             BaseException: What the work raised, as the same object each time.
         """
-        return self._await()
-
-    def _await(self, request: CancelRequest | None = None) -> Generator[Any, None, T]:
-        """Wait for the end, for an awaiter that may have asked for a cancellation already."""
         while self._status not in _DONE:
             loop = get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()

@@ -267,7 +267,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         if not drivers and self._failure is None and self._status == FINISHED:
             raise StopIteration(self._result)
         key = _driver()
-        driver = drivers.pop(key, None) or self._await()
+        driver = drivers.pop(key, None) or self.__await__()
         try:
             waiter = driver.send(None)
             drivers[key] = driver
@@ -299,7 +299,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             elif isinstance(exc, CancelledError):
                 request = CancelRequest.of(exc)
                 self._cancel_for_awaiter(request)
-                driver = self._await(request)
+                driver = self.__await__(request)
                 waiter = driver.send(None)
             else:
                 raise exc
