@@ -66,7 +66,7 @@ def _begin_anew() -> None:
     _inherited.extend(loop_thread.leave_behind() for loop_thread in _loop_thread.live.copy())
     _loop_thread.live.clear()
     if _inherited:
-        # Not even the end of the process may collect them.
+        # Not even the end of the process may collect them: without the GIL, nothing else keeps them then.
         keep_for_ever(_inherited)
 
 
