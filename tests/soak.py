@@ -90,7 +90,8 @@ def play_round(rng: random.Random) -> Round:
 
 def check_end(this: Round, call: Call) -> None:
     """What must be true of each call when all loops have ended."""
-    if call.begun != call.ended or call.begun > 1 or (call.outcome == "never begun" and not call.asked):
+    never = call.outcome == "refused" or (call.outcome == "never begun" and call.asked)
+    if not call.begun == call.ended == (0 if never else 1):
         this.problems.append(f"{call} did not end well")
     if call.task is not None:
         this.check(call, seen_by_blocking(call.task, 0))
@@ -118,6 +119,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, required=True, help="how long")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     arguments = parser.parse_args()
+    sys.stdout.write(f"soak: seed {arguments.seed}\n")
+    sys.stdout.flush()  # should it hang
     prepare()
     started = time.monotonic()
     counts: collections.Counter[str] = collections.Counter()

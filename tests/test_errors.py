@@ -273,6 +273,26 @@ def test_what_the_caller_is_handling_is_no_context(
         assert retrieve(bare).__context__ is None
 
 
+def test_what_somebody_adds_by_raising_it_is_gone_with_the_next_retrieval() -> None:
+    """An exception that was got by `exception()` may be raised anywhere; the next sees no trace of that."""
+
+    def raise_elsewhere(exc: BaseException) -> None:
+        try:
+            stumble(OSError("elsewhere"))
+        except OSError:
+            raise exc  # noqa: B904
+
+    task = fail_later(ValueError("no"))
+    for _ in range(2):
+        exc = asked_for(task)
+        assert exc.__context__ is None
+        assert frames(exc) == ["fail_later", "deeper"]
+        with pytest.raises(ValueError, match="no"):
+            raise_elsewhere(exc)
+        assert isinstance(exc.__context__, OSError)
+    assert asked_for(task).__context__ is None
+
+
 def test_the_cause_stays() -> None:
     """What `raise ... from ...` said."""
 

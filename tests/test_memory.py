@@ -19,7 +19,15 @@ import pytest
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from subprocess import CompletedProcess
+    from typing import Protocol
+
+    class RunPython(Protocol):
+        """The type of the fixture `run_python`, as far as it is used here."""
+
+        def __call__(self, source: str, *, options: Sequence[str] = ()) -> CompletedProcess[str]: ...
+
 
 variable: contextvars.ContextVar[Thing | None] = contextvars.ContextVar("variable", default=None)
 
@@ -452,6 +460,33 @@ def test_a_loop_does_not_keep_its_first_callers_context() -> None:
         task, value_gone = call_in_a_context(lambda: loop.create_task(asyncio.sleep(0)))
         task.result()
         assert value_gone
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="threads take over no context")
+def test_a_loop_does_not_inherit_its_first_callers_context(run_python: RunPython) -> None:
+    """Where threads take over that of who starts them, which is how Python without the GIL does it."""
+    process = run_python(
+        """
+        import asyncio, contextvars, weakref
+        from eager_async import shared_loop
+
+        class Thing: pass
+
+        variable = contextvars.ContextVar("variable", default=None)
+
+        def call():
+            variable.set(Thing())
+            shared_loop().create_task(asyncio.sleep(0)).result()
+            return weakref.ref(variable.get())
+
+        reference = contextvars.Context().run(call)
+        for _ in range(3):
+            shared_loop().create_task(asyncio.sleep(0)).result()
+        print(reference())
+        """,
+        options=["-X", "thread_inherit_context=1"],
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "None\n", "")
 
 
 def test_a_task_does_not_keep_the_context_of_a_call_made_before_it() -> None:

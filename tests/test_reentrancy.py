@@ -548,3 +548,45 @@ def test_a_signal_while_asyncio_makes_its_first_policy(run_python: RunPython, nu
     """Which it does once a process, under a lock that isn't reentrant."""
     process = run_python(PROGRAM + f"    call(Interrupter({number}, within='_init_event_loop_policy'))\n")
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+
+# Errors in the middle of a call
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_a_call_without_stack_left_leaves_nothing_unfinished() -> None:
+    """On the last frames of a deep recursion, in the loop's thread: it works or raises, and that is all."""
+
+    def descend(depth: int) -> None:
+        if depth:
+            descend(depth - 1)
+        else:
+            made.extend([answer(), answer_later()])
+
+    @eager
+    async def top() -> int:
+        frame, used = sys._getframe(), 0
+        while frame is not None:
+            frame, used = frame.f_back, used + 1
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(used + 100)
+        failed = 0
+        try:
+            for depth in range(40, 100):
+                try:
+                    descend(depth)
+                except RecursionError:
+                    failed += 1
+        finally:
+            sys.setrecursionlimit(limit)
+        return failed
+
+    made: list[EagerTask[int]] = []
+    assert top().result(LONGEST) > 5
+    assert len(made) > 5
+    left = concurrent.futures.wait(shared_loop().tasks(), LONGEST).not_done
+    assert not left
+    assert all(task.done() for task in made)
+    for task in made:
+        task.exception()
+    assert answer().result(LONGEST) == 42

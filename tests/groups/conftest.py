@@ -15,6 +15,6 @@ HERE = Path(__file__).parent.resolve()
 
 
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """Pass over the groups unless a path in one of them is given on the command line."""
+    """Pass over the groups unless they are named on the command line."""
     named = [(config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args]
-    return None if any(HERE in path.parents for path in named) else True
+    return None if any(path.is_relative_to(HERE) for path in named) else True

@@ -19,33 +19,53 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
 
 LIMIT = 30  # seconds: for an answer, a log line, an end
+
+BOOTING = r"Booting worker with pid: (\d+)"
+READY = r"ready in (\d+)"
+EXITING = r"Worker exiting \(pid: (\d+)\)"
 
 
 class Server:
     """A gunicorn with two workers, on a free port of this machine."""
 
     def __init__(self, *options: str) -> None:
-        here = str(Path(__file__).parent)
+        here = Path(__file__).parent
         warnings = ["-W", "error::RuntimeWarning"]  # coroutines that were never awaited; gunicorn has others
-        settings = ["--preload", "--workers=2", "--bind=127.0.0.1:0", "--chdir", here, "--no-control-socket"]
+        settings = ["--config", str(here / "settings.py"), "--chdir", str(here)]
         self.process = subprocess.Popen(
             [sys.executable, *warnings, "-m", "gunicorn", *settings, *options, "app"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             encoding="utf-8",
         )
         self.log: list[str] = []
         self._logged = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
+
+    def wait_until_ready(self) -> None:
+        """Wait until both workers are there."""
         self.port = int(self.wait_for_lines(r"Listening at: http://127.0.0.1:(\d+)")[0])
-        self.wait_for_lines(r"Booting worker with pid: (\d+)", 2)
+        self.wait_for_lines(READY, 2)
+
+    def wait_until_settled(self) -> None:
+        """Wait until no worker is about to come or go: gunicorn loses a SIGTERM to one that has just begun."""
+        self.process.send_signal(signal.SIGTTIN)  # it answers in the log, behind all that is there
+        self.wait_for_lines("Handling signal: (ttin)")
+        with self._logged:
+            assert self._logged.wait_for(self._is_settled, LIMIT), self.log
+
+    def _is_settled(self) -> bool:
+        ended = len(self.found(EXITING))
+        recycled = len(self.found("(Autorestarting)"))
+        return recycled == ended and len(self.found(BOOTING)) == len(self.found(READY)) == ended + 3
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -103,24 +123,25 @@ class Server:
     def stop(self) -> None:
         """Stop it as `kill` does. It must end well, and say nothing but what it says every day."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(LIMIT) == 0, self.log
+        try:
+            code = self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail("\n".join(["it doesn't end:", *self.log]))
         self._reader.join(LIMIT)
+        assert code == 0, self.log
         usual = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] |app: ")
         assert [line for line in self.log if not usual.match(line)] == []
         # The cleanup of a daemon task that the parent has started runs in the parent alone.
         assert self.found(r"watch ended in (\d+)") == [str(self.process.pid)]
 
     def kill(self) -> None:
-        """Leave nothing behind, whatever happened."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(LIMIT)
-            except subprocess.TimeoutExpired:
-                for pid in [*map(int, self.found(r"Booting worker with pid: (\d+)")), self.process.pid]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                self.process.wait()
+        """Leave nothing behind, whatever happened; what is still there writes its stacks into the log."""
+        for pid in [*map(int, self.found(BOOTING)), self.process.pid]:
+            if self.process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSEGV)
+        self.process.wait()
         self._reader.join()
 
 
@@ -135,49 +156,56 @@ def options(request: pytest.FixtureRequest) -> Sequence[str]:
 
 
 @pytest.fixture
-def servers() -> Iterator[list[Server]]:
-    """Servers to be ended with the test."""
+def serve() -> Iterator[Callable[..., Server]]:
+    """Start servers, which are ended with the test."""
     made: list[Server] = []
-    yield made
+
+    def start(*options: str) -> Server:
+        made.append(Server(*options))
+        made[-1].wait_until_ready()
+        return made[-1]
+
+    yield start
     for server in made:
         server.kill()
 
 
-def test_workers_of_a_preloaded_application_answer(options: Sequence[str], servers: list[Server]) -> None:
+def test_workers_of_a_preloaded_application_answer(
+    options: Sequence[str], serve: Callable[..., Server]
+) -> None:
     """Both workers call eager functions, though their parent's background loop ran when they were forked."""
-    server = Server(*options)
-    servers.append(server)
+    server = serve(*options)
     assert len(server.check_many(processes=2)) == 2
     server.stop()
 
 
-def test_workers_that_are_replaced_answer(options: Sequence[str], servers: list[Server]) -> None:
+def test_workers_that_are_replaced_answer(options: Sequence[str], serve: Callable[..., Server]) -> None:
     """Workers may come and go by `--max-requests`: no request is lost, and each new one answers."""
-    server = Server(*options, "--max-requests=20")
-    servers.append(server)
+    server = serve(*options, "--max-requests=20")
     assert len(server.check_many(processes=6)) >= 6
+    server.wait_until_settled()
     server.stop()
 
 
-def test_workers_answer_after_a_reload(options: Sequence[str], servers: list[Server]) -> None:
+def test_workers_answer_after_a_reload(options: Sequence[str], serve: Callable[..., Server]) -> None:
     """After SIGHUP new workers answer, and the old ones have ended without a word."""
-    server = Server(*options)
-    servers.append(server)
+    server = serve(*options)
     old = server.check_many(processes=2)
     server.process.send_signal(signal.SIGHUP)
-    server.wait_for_lines(r"Booting worker with pid: (\d+)", 4)
-    server.wait_for_lines(r"Worker exiting \(pid: (\d+)\)", 2)
-    new = set(map(int, server.found(r"Booting worker with pid: (\d+)"))) - old
+    server.wait_for_lines(READY, 4)
+    server.wait_for_lines(EXITING, 2)
+    new = set(map(int, server.found(READY))) - old
     pids: set[int] = set()
     while not new <= pids:
         pids |= server.check_many(processes=2)
     server.stop()
 
 
-def test_work_that_a_request_leaves_behind_is_finished(options: Sequence[str], servers: list[Server]) -> None:
+def test_work_that_a_request_leaves_behind_is_finished(
+    options: Sequence[str], serve: Callable[..., Server]
+) -> None:
     """A worker that is stopped waits for the eager tasks which its requests have started."""
-    server = Server(*options)
-    servers.append(server)
+    server = serve(*options)
     for number in range(4):
         server.ask(f"/later/{number}")
     server.stop()

@@ -1,0 +1,197 @@
+"""What is done with a peer: which of its methods, with which body, how often."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.util
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks.measuring import Outcome, alternate
+from benchmarks.peers import Peer, default_loops
+from benchmarks.server import PAGE, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+    from benchmarks.peers import Body, LoopFactory
+
+    Wrap = Callable[[Body], Body]
+    Run = Callable[[Wrap, int], Outcome]
+
+
+# The bodies
+
+
+async def give(i: int) -> int:
+    """Return at once."""
+    return i
+
+
+async def give_after_turn(i: int) -> int:
+    """Suspend once."""
+    await asyncio.sleep(0)
+    return i
+
+
+def checked(body: Body) -> Body:
+    """A body that also asserts what every call promises: a real task of the loop that runs it."""
+
+    @functools.wraps(body)
+    async def in_task(i: int) -> int:
+        task = asyncio.current_task()
+        assert isinstance(task, asyncio.Task)
+        assert task.get_loop() is asyncio.get_running_loop()
+        return await body(i)
+
+    return in_task
+
+
+def unchecked(body: Body) -> Body:
+    """The body itself, which is what is timed."""
+    return body
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to be done with a peer, so many times.
+
+    Args:
+        name: For the command line.
+        title: For the tables.
+        method: The method of `Peer` that does it.
+        count: How many calls a run makes.
+        prepared: Prepares a peer for runs, and cleans up after them.
+        surroundings: What all peers need in common; its value goes to `prepared`.
+        unit: Of the cost.
+        needs_loop: Whether a plain function can't do the same.
+        module: To be installed.
+    """
+
+    name: str
+    title: str
+    method: str
+    count: int
+    prepared: Callable[[Peer, Any], AbstractContextManager[Run]]
+    surroundings: Callable[[], AbstractContextManager[Any]] = nullcontext
+    unit: str = "s"
+    needs_loop: bool = False
+    module: str | None = None
+
+    def is_possible(self) -> bool:
+        """Whether what it takes is installed."""
+        return self.module is None or importlib.util.find_spec(self.module) is not None
+
+    def suits(self, peer: type[Peer]) -> bool:
+        """Whether a peer can do it."""
+        return self.method in peer.can and (peer.has_loop or not self.needs_loop)
+
+
+def compare(
+    workload: Workload, peers: Iterable[type[Peer]], factory: LoopFactory, *, count: int, rounds: int
+) -> dict[str, float]:
+    """Measure a workload with several peers in turns, after an untimed run that checks each.
+
+    Returns:
+        The cost of a call, by the peer's name.
+    """
+    with ExitStack() as stack:
+        common = stack.enter_context(workload.surroundings())
+        stack.enter_context(default_loops(factory))
+        runs: dict[str, Callable[[], Outcome]] = {}
+        for kind in peers:
+            peer = stack.enter_context(closing(kind(factory)))
+            run = stack.enter_context(workload.prepared(peer, common))
+            results = list(run(checked, count).results)
+            assert results == list(range(count)), f"{workload.name} with {peer.name}: wrong results"
+            runs[peer.name] = functools.partial(run, unchecked, count)
+        if workload.unit == "B":  # it doesn't vary
+            costs = {name: run_once().cost for name, run_once in runs.items()}
+        else:
+            costs = alternate(runs, rounds)
+    return {name: cost / count for name, cost in costs.items()}
+
+
+def _calls(method: str, body: Body) -> Callable[[Peer, Any], AbstractContextManager[Run]]:
+    """Call a body by a method of the peer."""
+
+    @contextmanager
+    def prepared(peer: Peer, _: object) -> Iterator[Run]:
+        measured = getattr(peer, method)
+        yield lambda wrap, count: measured(wrap(body), count)
+
+    return prepared
+
+
+@contextmanager
+def _pending(peer: Peer, _: object) -> Iterator[Run]:
+    """Have calls wait at a gate: one future of the loop, of the same kind for all peers."""
+
+    def run(wrap: Wrap, count: int) -> Outcome:
+        gate: asyncio.Future[None] = peer.run(_make_gate)
+
+        async def wait_at_gate(i: int) -> int:
+            await gate
+            return i
+
+        return peer.memory(wrap(wait_at_gate), count, gate)
+
+    yield run
+
+
+async def _make_gate(_: object) -> asyncio.Future[None]:
+    # asyncio's, also on loops that have one of their own.
+    return asyncio.Future(loop=asyncio.get_running_loop())
+
+
+@contextmanager
+def _requests(peer: Peer, address: str) -> Iterator[Run]:
+    """Fetch a page in each call, with one client session on the peer's loop."""
+    import aiohttp  # noqa: PLC0415
+
+    async def open_session(_: object) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    async def close_session(_: object) -> None:
+        await session.close()
+
+    async def fetch(i: int) -> int:
+        async with session.get(address) as response:
+            assert await response.read() == PAGE
+        return i
+
+    session: aiohttp.ClientSession = peer.run(open_session)
+    yield lambda wrap, count: peer.burst(wrap(fetch), count)
+    peer.run(close_session)
+
+
+BURST: Final = Workload("burst", "burst of 5,000 calls", "burst", 5_000, _calls("burst", give))
+SLEEP: Final = Workload(
+    "sleep",
+    "the same with `await asyncio.sleep(0)`",
+    "burst",
+    5_000,
+    _calls("burst", give_after_turn),
+    needs_loop=True,
+)
+ONE: Final = Workload("one", "one call and its result at a time", "one", 2_000, _calls("one", give))
+GATHER: Final = Workload(
+    "gather", "`gather` of 2,000 calls from another loop", "gather", 2_000, _calls("gather", give)
+)
+NESTED: Final = Workload(
+    "nested", "a body that calls and awaits another, 3,000 times", "nested", 3_000, _calls("nested", give)
+)
+MEMORY: Final = Workload("memory", "memory of a pending call", "memory", 20_000, _pending, unit="B")
+HTTP: Final = Workload(
+    "http",
+    "real work: 500 HTTP requests",
+    "burst",
+    500,
+    _requests,
+    serving,
+    needs_loop=True,
+    module="aiohttp",
+)
