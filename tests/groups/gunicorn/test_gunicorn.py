@@ -56,7 +56,7 @@ class Server:
         self.wait_for_lines(READY, 2)
 
     def wait_until_settled(self) -> None:
-        """Wait until no worker is about to come or go: gunicorn loses a SIGTERM to one that has just begun."""
+        """Wait until no worker comes or goes: gunicorn loses a SIGTERM to one that has just begun."""
         self.process.send_signal(signal.SIGTTIN)  # it answers in the log, behind all that is there
         self.wait_for_lines("Handling signal: (ttin)")
         with self._logged:
