@@ -145,8 +145,8 @@ def _step_by_hand(
                 loop.call_soon = before  # type: ignore[method-assign]
         for handle, step, step_context in scheduled:
             if getattr(step, "__self__", None) is task and not handle.cancelled():
-                handle.cancel()
                 _step(loop, task, step, step_context)
+                handle.cancel()
     finally:
         scheduled.clear()
         del owner, task, context, make  # no cycle, as in start_now
@@ -165,9 +165,8 @@ def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[
             handle = next(
                 other for other in ready.copy() if getattr(other._callback, "__self__", None) is task
             )
-        step, context = handle._callback, handle._context
-        handle.cancel()
-        _step(loop, task, step, context)
+        _step(loop, task, handle._callback, handle._context)
+        handle.cancel()  # not before: a step that could not be made here is made in its turn
     finally:
         del owner, task  # no cycle, as in start_now
 

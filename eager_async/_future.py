@@ -85,7 +85,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         if self._status not in _DONE:
             self._block(timeout)
-        if self._failure is None and self._status == FINISHED:
+        if self._status == FINISHED and self._failure is None:
             result: T = self._result
             return result
         try:
@@ -192,7 +192,7 @@ class EagerFuture(concurrent.futures.Future[T]):
                 self._forget(wake)
         if request is not None and not request.in_time:
             raise CancelledError(*request.arguments)
-        if self._failure is None and self._status == FINISHED:
+        if self._status == FINISHED and self._failure is None:
             result: T = self._result
             return result
         try:

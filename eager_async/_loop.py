@@ -168,8 +168,9 @@ class BackgroundLoop:
         except LoopClosedError:
             coro.close()
             raise
-        except BaseException:  # a Ctrl-C at any point: it may have been queued or not
-            loop_thread.call_soon(functools.partial(task._withdraw, loop_thread))
+        except BaseException:  # a Ctrl-C at any point, or a full stack: it may have been queued or not
+            loop_thread.interrupted.append(task)
+            loop_thread.call_soon(loop_thread.end_interrupted)
             raise
         try:
             return task

@@ -41,8 +41,8 @@ class LoopThread:
     and what begins with an underscore run in the loop's own, but for `_check_turning`.
 
     No task is left behind. `submit` puts the task among the unfinished and *then* looks whether the
-    loop is closed; the thread marks it closed and *then* ends those that it finds unfinished. It does
-    so whatever ends it.
+    loop is closed (to its own thread: ended); the thread marks it so and *then* ends those that it finds
+    unfinished. It does so whatever ends it.
     """
 
     def __init__(
@@ -56,12 +56,14 @@ class LoopThread:
         self.loop = loop
         self.exit_timeout = exit_timeout
         self.open = True  # takes on any task: neither closing nor closed
-        self.closing = False  # takes on what its own tasks start
-        self.closed = False  # takes on nothing
+        self.closing = False  # takes on what its own tasks start, and what was under way
+        self.closed = False  # takes on that alone, to the last
+        self.ended = False  # takes on nothing
         self.ident: int | None = None  # while the thread runs
         # Dicts, as they hold their order and take less memory than sets.
         self.tasks: dict[EagerTask[Any], None] = {}  # unfinished: they hold the process
         self.daemons: dict[EagerTask[Any], None] = {}  # unfinished: they don't
+        self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
         self._watchers: list[Callable[[], object]] = []  # called when a task ends
         self._calls = CallQueue(loop)
         self.call_soon = self._calls.call_soon
@@ -92,9 +94,10 @@ class LoopThread:
         """
         unfinished = self.daemons if task._daemon else self.tasks
         unfinished[task] = None
-        if self.closed and unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
+        own = get_ident() == self.ident
+        if (self.ended if own else self.closed) and unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
-        if get_ident() != self.ident or self._depth >= _DEEPEST_CALL:
+        if not own or self._depth >= _DEEPEST_CALL:
             self.call_soon(task._begin)
             return
         self._depth += 1
@@ -108,13 +111,18 @@ class LoopThread:
         """Strike a task that has ended off the unfinished."""
         unfinished = self.daemons if task._daemon else self.tasks
         unfinished.pop(task, None)
+        if self.interrupted:  # and perhaps there was no stack left to say so
+            self.call_soon(self.end_interrupted)
         for watcher in self._watchers:
             watcher()
 
-    def forget_if_done(self, task: EagerTask[Any]) -> None:
-        """`forget`, for a task whose end was interrupted."""
-        if task.done():
-            self.forget(task)
+    def end_interrupted(self) -> None:
+        """Bring calls to their end that were interrupted before they returned. In the loop's thread."""
+        while self.interrupted:
+            task = self.interrupted.pop()
+            task._withdraw()
+            if task.done():
+                self.forget(task)
 
     def watch(self, watcher: Callable[[], object]) -> None:
         """Have something called in the loop's thread whenever a task ends. From any thread."""
@@ -213,6 +221,7 @@ class LoopThread:
             self.closed = True
             self._end_tasks()  # what has slipped in
             self._complete(self.loop.shutdown_asyncgens())
+            self._end_tasks()  # what their cleanup has started
             self._complete(shut_default_executor(self.loop))
         except BaseException:
             logger.exception("the event loop of thread %r is dead", self._thread.name)
@@ -266,6 +275,7 @@ class LoopThread:
         """End whatever is still unfinished."""
         self.open = False
         self.closed = True
+        self.ended = True
         try:
             self.loop.close()
         finally:
@@ -284,6 +294,7 @@ class LoopThread:
         """
         self.open = False
         self.closed = True
+        self.ended = True
         return [self, *(task._leave_behind() for task in [*self.tasks, *self.daemons])]
 
 

@@ -123,8 +123,9 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             else:
                 asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
         except BaseException as exc:  # a user's task factory may raise anything
-            if self.done():
+            if self._loop_thread is None:
                 raise
+            self._asyncio_task = None
             self._end(FINISHED, None, self._failed(exc))
             coro.close()
         finally:
@@ -170,16 +171,19 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         if coro is not None:
             coro.close()  # or Python would warn that it was never awaited
 
-    def _withdraw(self, loop_thread: LoopThread) -> None:
-        """Bring a call to its end that was interrupted somewhere, and whose caller has no handle."""
-        asyncio_task = self._asyncio_task
+    def _withdraw(self) -> None:
+        """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
+        coro, asyncio_task = self._coro, self._asyncio_task
         if self._status == PENDING:
             self._asked = CancelRequest()
             self._begin()
-        elif asyncio_task is not None and not self.done():
+        elif asyncio_task is not None:
             asyncio_task.cancel()
             asyncio_task.add_done_callback(self._finish)
-        loop_thread.forget_if_done(self)
+        elif self._loop_thread is not None:
+            self._end(CANCELLED, ())
+            if coro is not None:
+                coro.close()
 
     def _leave_behind(self) -> tuple[object, ...]:
         """In a forked child: end, without any callback.
@@ -264,7 +268,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             BaseException: What the work raised.
         """
         drivers = self._drivers()
-        if not drivers and self._failure is None and self._status == FINISHED:
+        if not drivers and self._status == FINISHED and self._failure is None:  # in this order
             raise StopIteration(self._result)
         key = _driver()
         driver = drivers.pop(key, None) or self.__await__()

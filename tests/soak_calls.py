@@ -111,8 +111,8 @@ class Round:
             call.task = body(self, call) if loop is None else loop.create_task(body.__wrapped__(self, call))
         except LoopClosedError:
             call.outcome = "refused"
-            if loop is None:
-                self.problems.append(f"{call} was refused by the shared loop")
+            if loop is None or parent is not None:
+                self.problems.append(f"{call} was refused, though its loop should have taken it")
         if call.kind in QUIET or not FRAGILE:
             self.pool.append(call)
         return call
@@ -187,7 +187,7 @@ async def nested(this: Round, call: Call) -> None:
     kinds = FAILING + EXITING + (QUIET if call.depth < 3 else ["value"])
     inner = [this.call(rng, kinds, parent=call, loop=call.loop) for _ in range(rng.randrange(1, 4))]
     for one in inner:
-        if rng.random() < 0.7:
+        if one.task is not None and rng.random() < 0.7:
             seen = await seen_by_awaiting(one.task)
             this.check(one, seen, interrupted=call.asked)
             if isinstance(seen, asyncio.CancelledError) and call.asked:

@@ -407,7 +407,8 @@ def reports() -> list[dict[str, Any]]:
 
 
 def collect() -> None:
-    """Have what nobody refers to any more collected."""
+    """Have the tasks end, and those that nobody refers to any more collected."""
+    concurrent.futures.wait(shared_loop().tasks())
     let_go()
     gc.collect()
     if not GIL_ENABLED:  # there, references are counted late (PEP 703)

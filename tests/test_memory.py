@@ -438,6 +438,7 @@ def test_a_running_task_is_kept_alive_by_its_loop_alone() -> None:
     shared_loop().asyncio_loop.call_soon_threadsafe(waiter.set_result, None)
     del waiter
     assert ended.wait(10)
+    concurrent.futures.wait(shared_loop().tasks())
 
 
 # The context of others

@@ -63,9 +63,9 @@ class Server:
             assert self._logged.wait_for(self._is_settled, LIMIT), self.log
 
     def _is_settled(self) -> bool:
-        ended = len(self.found(EXITING))
-        recycled = len(self.found("(Autorestarting)"))
-        return recycled == ended and len(self.found(BOOTING)) == len(self.found(READY)) == ended + 3
+        begun, ended = set(self.found(BOOTING)), set(self.found(EXITING))
+        recycled = set(self.found(r"\[(\d+)\] \[INFO\] Autorestarting"))
+        return recycled <= ended and begun == set(self.found(READY)) and len(begun - ended) == 3
 
     def _read(self) -> None:
         assert self.process.stderr is not None
