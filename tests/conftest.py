@@ -102,6 +102,14 @@ def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
         pytest.fail("\n".join(problems), pytrace=False)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out the tests marked as `untraced` while coverage measures; `.ci/run` runs them by themselves."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        for item in items:
+            if marker := item.get_closest_marker("untraced"):
+                item.add_marker(pytest.mark.skip(reason=f"not under coverage: {marker.args[0]}"))
+
+
 @pytest.fixture
 def expected_log(_log_watch: LogWatch) -> Callable[[str], None]:
     r"""Declare a warning or worse that the test is to log, as in `expected_log(r"fetch\(\) called at")`.
@@ -127,7 +135,7 @@ class RunPython(Protocol):
         *,
         timeout: float = 30,
         args: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         options: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
         """Run a program, in a directory of its own, to its end.
@@ -136,7 +144,7 @@ class RunPython(Protocol):
             source: The program; it may be indented.
             timeout: In seconds. The test fails with every thread's stack if the program takes longer.
             args: What follows the program on its command line.
-            env: Added to the environment.
+            env: Added to the environment; None takes a variable out.
             options: For the interpreter, such as `-X`, `dev`.
         """
 
@@ -150,17 +158,18 @@ def run_python(tmp_path: Path) -> RunPython:
         *,
         timeout: float = 30,
         args: Sequence[str] = (),
-        env: Mapping[str, str] | None = None,
+        env: Mapping[str, str | None] | None = None,
         options: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
         __tracebackhide__ = True
         program = tmp_path / "program.py"
         program.write_text(textwrap.dedent(source), encoding="utf-8")
         command = [sys.executable, "-W", "error", *options, program.name, *args]
+        variables = {**os.environ, **_PROGRAM_ENVIRONMENT, **(env or {})}
         process = subprocess.Popen(
             command,
             cwd=tmp_path,
-            env={**os.environ, **_PROGRAM_ENVIRONMENT, **(env or {})},
+            env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

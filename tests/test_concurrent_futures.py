@@ -57,8 +57,9 @@ async def answer(value: object = 42) -> object:
     return value
 
 
-async def nothing() -> None:
-    """Return at once."""
+async def thread() -> int:
+    """The thread in which it runs."""
+    return threading.get_ident()
 
 
 @eager
@@ -227,28 +228,45 @@ def test_an_executor_can_block_on_tasks(threads: ThreadPoolExecutor) -> None:
 # Staged races
 
 
+class HeldLock:
+    """A condition's lock that one thread gets only when it is told so; others as ever."""
+
+    def __init__(self, condition: Any, thread: int) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self._lock = condition._lock
+        self._thread = thread
+        condition._lock = self
+        condition.acquire = self.acquire
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        if threading.get_ident() == self._thread:
+            self.reached.set()
+            self.go_on.wait()
+        return bool(self._lock.acquire(*args, **kwargs))
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
 class Settling:
-    """A task that is done, while its loop's thread hasn't told all who wait for it yet."""
+    """A task that is done, while its loop's thread is about to tell those who wait for it."""
 
     def __init__(self, loop: BackgroundLoop | None = None) -> None:
-        gate, told = Gate(), threading.Event()
-        self._go_on = threading.Event()
         self._loop = shared_loop() if loop is None else loop
+        gate = Gate()
         self.task = self._loop.create_task(gate.passed())
-
-        def hold(_: Future) -> None:
-            told.set()
-            self._go_on.wait()
-
-        self.task.add_done_callback(hold)  # the first to be told
-        concurrent.futures.wait([self.task], timeout=0)  # has the others of `concurrent.futures` told later
+        self._lock = HeldLock(self.task._condition, self._loop.create_task(thread()).result())
         gate.open()
-        told.wait()
+        self._lock.reached.wait()
+        assert self.task.done()
 
     def finish(self) -> None:
         """Have everybody told."""
-        self._go_on.set()
-        self._loop.create_task(nothing()).result()
+        self._lock.go_on.set()
+        self._loop.create_task(thread()).result()
 
 
 def wait_until_enlisted(future: Future) -> None:

@@ -348,6 +348,7 @@ def test_the_parents_connections_live_through_a_childs_whole_life(run: RunPython
     )
 
 
+@pytest.mark.untraced("it has locks of its own, which other threads hold at the fork")
 def test_a_fork_while_other_threads_submit(run: RunPython) -> None:
     """Fifty forks while threads call and wait: each child's own calls work, and each parent's go on."""
     source = """

@@ -604,6 +604,7 @@ def test_waiting_for_a_running_task_leaves_nothing_behind() -> None:
     task.result()
 
 
+@pytest.mark.untraced("it takes memory of its own for each thread")
 def test_starting_and_shutting_down_loops_leaves_nothing_behind() -> None:
     """A program may use one for each of its jobs."""
 

@@ -228,6 +228,7 @@ def test_signals_that_come_in_anywhere_disturb_nothing(run: RunPython) -> None:
     check(run(source), "True")
 
 
+@pytest.mark.untraced("signals would come in faster than its tracer lets a call end")
 def test_interrupts_that_come_in_anywhere_lose_no_task(run: RunPython) -> None:
     """KeyboardInterrupt at any point of a call or a wait: the call had no effect or runs to its end."""
     source = """

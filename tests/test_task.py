@@ -393,17 +393,16 @@ def in_asyncio(function: Callable[[], object], *, debug: bool) -> None:
 
 def test_in_debug_mode_blocking_another_loop_warns() -> None:
     """A RuntimeWarning at the line of the caller, naming the task and the remedy."""
-    task = wait_for(gate := Gate())
 
     def block() -> None:
-        task.result()
-
-    opener = threading.Timer(0.01, gate.open)
-    opener.start()
+        task.result(timeout=0.001)
 
     text = r"wait_for\(\) called at .*blocks the event loop.*`await task`"
-    with pytest.warns(RuntimeWarning, match=text) as caught:
-        in_asyncio(block, debug=True)
+    with Gate() as gate:
+        task = wait_for(gate)
+        with pytest.warns(RuntimeWarning, match=text) as caught, pytest.raises(ResultTimeoutError):
+            in_asyncio(block, debug=True)
+    task.result()
     assert [(warning.filename, warning.lineno) for warning in caught] == [(__file__, line_in(block, 1))]
 
 
