@@ -358,7 +358,7 @@ def test_cancelled_call_site_passes_the_request_on(
             got.append(runner.run(main(function)))
     undecorated, decorated = got
     if site is gathers_exceptions and undecorated[0][0] is decorated[0][0] is asyncio.CancelledError:
-        # The caller's own error: whether the message comes through it depends on the moment, decorated or not.
+        # Whether the message comes through gather depends on the moment, decorated or not.
         undecorated, decorated = ((asyncio.CancelledError, seen) for _, seen in got)
     assert decorated == undecorated
     assert decorated[1]
