@@ -73,11 +73,11 @@ _printing = threading.Lock()
 _started = time.perf_counter()
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = argparse.ArgumentParser(
         prog="python -m eager_async",
         description="Show an async function that starts when it is called, and runs in another thread.",
     )
     parser.add_argument("--fast", action="store_true", help="run at a tenth of the time")
-    fast = parser.parse_args().fast
+    fast: bool = parser.parse_args().fast
     _print_row("time", "main's thread", "background thread")
     asyncio.run(main(second=0.1 if fast else 1.0))

@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from typing import Protocol
+
+    class Runnable(Protocol):
+        """What can be queued, as an `asyncio.Handle`: an object of its own for each call costs too much."""
+
+        def _run(self) -> object: ...
+
 
 # Calls made in one turn of the loop. More than that wait for the next turn, so that a flood of them
 # leaves room for timers and sockets.
@@ -35,15 +42,19 @@ class CallQueue:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = False
         self._arming: set[int] = set()  # the threads that are about to schedule a `_drain`
-        self._calls: collections.deque[Callable[[], object]] = collections.deque()
+        self._calls: collections.deque[Runnable] = collections.deque()
         self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
 
-    def call_soon(self, call: Callable[[], object]) -> bool:
+    def call_soon(self, function: Callable[..., object], *arguments: object) -> bool:
         """Have the loop make a call, in this thread's order. From any thread.
 
         Returns:
             False if the loop is closed, and may never make the call.
         """
+        return self.run_soon(_Call(function, arguments))
+
+    def run_soon(self, call: Runnable) -> bool:
+        """`call_soon` for what knows how to run."""
         self._calls.append(call)
         if self._armed and not (self._arming and get_ident() in self._arming):
             return True
@@ -79,10 +90,23 @@ class CallQueue:
         calls = self._calls
         try:
             for _ in range(min(len(calls), _MOST_CALLS_A_TURN)):
-                calls.popleft()()
+                calls.popleft()._run()
         finally:
             if calls and not self._armed:
                 self._arm()
+
+
+class _Call:
+    """A function and its arguments."""
+
+    __slots__ = ("_arguments", "_function")
+
+    def __init__(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self._function = function
+        self._arguments = arguments
+
+    def _run(self) -> None:
+        self._function(*self._arguments)
 
 
 _local = threading.local()

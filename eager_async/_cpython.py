@@ -50,7 +50,11 @@ if sys.version_info >= (3, 14):
 else:
     asyncio.get_event_loop_policy()  # pyright: ignore[reportDeprecated]
 
-_new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = asyncio.Task.__new__
+# 3.12 and later start a single task eagerly. The names save a look-up for each call.
+_HAS_EAGER_START: bool = sys.version_info >= (3, 12)
+_Task: Any = asyncio.Task
+_new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = _Task.__new__
+_init_task: Callable[..., None] = _Task.__init__
 
 
 class LeanMeta(ABCMeta):
@@ -80,7 +84,7 @@ def start_now(
     coro: Coroutine[Any, Any, Any],
     context: contextvars.Context,
     name: str,
-) -> None:
+) -> asyncio.Task[Any]:
     """Make an asyncio task of a coroutine, give it to its owner, and run it up to its first suspension.
 
     Only on the thread in which the loop runs, inside a task or not. The context must not be entered
@@ -88,25 +92,41 @@ def start_now(
     """
     task: asyncio.Task[Any] | None = None
     try:
-        factory: Callable[..., Any] | None = loop.get_task_factory()
-        if factory is not None:
-            # Factories differ in the arguments that they accept (python/cpython#133745): it gets none.
-            _step_by_hand(owner, loop, coro, context, functools.partial(factory, loop))
-        elif sys.version_info >= (3, 12):
-            # In two steps, as what a first step raises must not take the task with it.
-            task = owner._asyncio_task = _new_task(asyncio.Task)
-            task.__init__(coro, loop=loop, name=name, context=context, eager_start=True)  # type: ignore[misc]
-        elif isinstance(loop, asyncio.BaseEventLoop):
-            _step_on_3_11(owner, loop, asyncio.Task(coro, loop=loop, name=name, context=context))
-        else:
-            make: Callable[..., Any] = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
-            _step_by_hand(owner, loop, coro, context, make)
+        if not _HAS_EAGER_START or loop.get_task_factory() is not None:
+            return _start_by_hand(owner, loop, coro, context, name)
+        # In two steps, as what a first step raises must not take the task with it.
+        task = owner._asyncio_task = _new_task(_Task)
+        _init_task(task, coro, loop=loop, name=name, context=context, eager_start=True)
     except (SystemExit, KeyboardInterrupt):
         if task is None or not task.done():
             raise  # not the body's
+        return task
+    else:
+        return task
     finally:
         # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
         del owner, task, context
+
+
+def _start_by_hand(
+    owner: Owner,
+    loop: asyncio.AbstractEventLoop,
+    coro: Coroutine[Any, Any, Any],
+    context: contextvars.Context,
+    name: str,
+) -> asyncio.Task[Any]:
+    """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's."""
+    try:
+        factory: Callable[..., Any] | None = loop.get_task_factory()
+        if factory is not None:
+            # Factories differ in the arguments that they accept (python/cpython#133745): it gets none.
+            return _step_by_hand(owner, loop, coro, context, functools.partial(factory, loop))
+        if isinstance(loop, asyncio.BaseEventLoop):
+            return _step_on_3_11(owner, loop, asyncio.Task(coro, loop=loop, name=name, context=context))
+        make: Callable[..., Any] = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
+        return _step_by_hand(owner, loop, coro, context, make)
+    finally:
+        del owner, context  # no cycle, as in start_now
 
 
 def _step_by_hand(
@@ -115,11 +135,10 @@ def _step_by_hand(
     coro: Coroutine[Any, Any, Any],
     context: contextvars.Context,
     make: Callable[..., asyncio.Task[Any]],
-) -> None:
-    """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's.
+) -> asyncio.Task[Any]:
+    """Make a task, take its first step out of the loop's schedule, and run that at once.
 
-    A new task has its first step scheduled by `loop.call_soon`. Here that step is taken out of the
-    schedule and run at once.
+    A new task has its first step scheduled by `loop.call_soon`.
     """
     task: asyncio.Task[Any] | None = None
     scheduled: list[tuple[asyncio.Handle, Callable[[], object], contextvars.Context]] = []
@@ -143,16 +162,18 @@ def _step_by_hand(
                 del loop.call_soon
             else:
                 loop.call_soon = before  # type: ignore[method-assign]
+        assert task is not None
         for handle, step, step_context in scheduled:
-            if getattr(step, "__self__", None) is task and not handle.cancelled():
+            if _is_step_of(task, step) and not handle.cancelled():
                 _step(loop, task, step, step_context)
                 handle.cancel()
+        return task
     finally:
         scheduled.clear()
         del owner, task, context, make  # no cycle, as in start_now
 
 
-def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[Any]) -> None:
+def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
     """Run a new task's first step; what `_step_by_hand` does, where the schedule is in reach.
 
     3.11 is frozen. Other threads may schedule at the same time, so that it needn't be the last one.
@@ -161,14 +182,17 @@ def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[
     try:
         ready: Any = vars(loop)["_ready"]
         handle = ready[-1]
-        if getattr(handle._callback, "__self__", None) is not task:
-            handle = next(
-                other for other in ready.copy() if getattr(other._callback, "__self__", None) is task
-            )
+        if not _is_step_of(task, handle._callback):
+            handle = next(other for other in ready.copy() if _is_step_of(task, other._callback))
         _step(loop, task, handle._callback, handle._context)
         handle.cancel()  # not before: a step that could not be made here is made in its turn
+        return task
     finally:
         del owner, task  # no cycle, as in start_now
+
+
+def _is_step_of(task: asyncio.Task[Any], callback: object) -> bool:
+    return getattr(callback, "__self__", None) is task
 
 
 def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
@@ -177,7 +201,7 @@ def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
 
 def _step(
     loop: asyncio.AbstractEventLoop,
-    task: asyncio.Task[Any] | None,
+    task: asyncio.Task[Any],
     step: Callable[[], object],
     context: contextvars.Context,
 ) -> None:
@@ -188,7 +212,7 @@ def _step(
     try:
         context.run(step)
     except (SystemExit, KeyboardInterrupt):
-        if task is None or not task.done():
+        if not task.done():
             raise  # not the body's
     finally:
         if outer is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 import wrapt
 
 from eager_async._loop import BackgroundLoop, task_name
-from eager_async._process import shared_loop
+from eager_async._process import thread_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -49,12 +49,10 @@ class _Starter:
     __slots__ = ()  # a `__dict__` of its own would hide wrapt's
 
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
-        loop: BackgroundLoop | None
         loop, name, daemon = self._self_options
+        loop_thread = thread_of(loop)
         coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
-        if loop is None:
-            loop = shared_loop()
-        return loop._start(coro, name, daemon, copy_context(), _getframe(1))
+        return loop_thread.start_task(coro, name, daemon, copy_context(), _getframe(1))
 
     def __repr__(self: Any) -> str:
         return f"<eager {self.__wrapped__!r}>"

@@ -46,6 +46,7 @@ class Failure:
 
     def throw(self) -> NoReturn:
         """Raise the exception; what the calling thread is handling doesn't become its context."""
+        __tracebackhide__ = True
         exception = self.retrieve()
         try:
             raise exception
@@ -69,16 +70,16 @@ class Failure:
 
 def report_unretrieved() -> None:
     """Report all exceptions that nobody has retrieved so far. From any thread."""
-    for reference in _unretrieved.copy():
-        failure = reference()
-        if failure is not None:
-            failure.report()
+    for failure in _alive():
+        failure.report()
 
 
 def forget_parent() -> None:
     """In a forked child: what the parent's tasks have raised is reported there."""
-    for reference in _unretrieved.copy():
-        failure = reference()
-        if failure is not None:
-            failure.ignore()
+    for failure in _alive():
+        failure.ignore()
     _unretrieved.clear()
+
+
+def _alive() -> list[Failure]:
+    return [failure for reference in _unretrieved.copy() if (failure := reference()) is not None]

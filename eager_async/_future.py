@@ -8,13 +8,12 @@ import threading
 import warnings
 from _thread import allocate_lock, get_ident
 from asyncio import CancelledError, get_running_loop
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from typing_extensions import override
 
 from eager_async._call_queue import call_queue
-from eager_async._cpython import CANCELLED, FINISHED, PENDING, RUNNING, running_loop
+from eager_async._cpython import CANCELLED, FINISHED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._failure import Failure
 from eager_async._log import logger
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _DONE: Final = (FINISHED, CANCELLED)
-_NOT_THERE: Final = object()
 
 
 class EagerFuture(concurrent.futures.Future[T]):
@@ -38,21 +36,22 @@ class EagerFuture(concurrent.futures.Future[T]):
     Threads: any thread may call any public method. The future is settled once, by its loop's thread.
 
     There is no lock, so a signal handler or a `__del__` that comes in at any point finds none held.
-    All who wait are entries of one dict, `_callbacks`. Whoever waits puts its entry in and *then*
-    looks whether the future is done; whoever settles marks it done and *then* takes the entries out.
-    So at least one of the two sees the other, and as taking out is one atomic step, exactly one of
-    them makes the call.
+    All who wait are entries of one dict, `_callbacks`, which the first of them makes. Whoever waits
+    puts its entry in and *then* looks whether the future is done; whoever settles marks it done and
+    *then* takes the entries out. So at least one of the two sees the other, and as taking out is one
+    atomic step, exactly one of them makes the call.
     """
 
-    __slots__ = ("_callbacks", "_failure", "_loop_thread", "_result", "_status")
+    __slots__ = ("_failure", "_loop_thread", "_result", "_status")
 
-    def __init__(self, loop_thread: LoopThread) -> None:
-        # The base class's `__init__` isn't called: its condition and lists are made for those who ask.
-        self._status = PENDING
-        self._result: Any = None  # the result, or the arguments of the CancelledError
-        self._failure: Failure | None = None
-        self._callbacks: dict[Callable[[], object], None] | None = {}  # None once they were called
-        self._loop_thread: LoopThread | None = loop_thread  # None once done
+    # The base class's `__init__` isn't called: its condition and lists are made for those who ask.
+    _status: str
+    _loop_thread: LoopThread | None  # None once done
+    _result: Any  # once done: the result, or the arguments of the CancelledError
+    _failure: Failure | None  # once done
+
+    # What few futures need is kept in the `__dict__`, which the others never get.
+    _callbacks: dict[object, Callable[[], object]] | None = None
 
     @override
     def done(self) -> bool:
@@ -88,6 +87,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         if self._status == FINISHED and self._failure is None:
             result: T = self._result
             return result
+        __tracebackhide__ = True  # in notebooks and pytest, the user's own frames follow each other
         try:
             self._raise(CancelledError if running_loop() else BlockingCancelledError)
         finally:
@@ -113,6 +113,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         return None if self._failure is None else self._failure.retrieve()
 
     def _raise(self, cancelled_error: type[CancelledError]) -> NoReturn:
+        __tracebackhide__ = True
         try:
             if self._failure is not None:
                 self._failure.throw()
@@ -122,6 +123,7 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _block(self, timeout: float | None) -> None:
         """Wait until done, or raise."""
+        __tracebackhide__ = True
         loop_thread = self._loop_thread
         if loop_thread is None:
             return  # done in the meantime
@@ -142,13 +144,13 @@ class EagerFuture(concurrent.futures.Future[T]):
             )
         lock = allocate_lock()
         lock.acquire()
-        if not self._call_when_done(lock.release):
+        if not self._call_when_done(lock, lock.release):
             return
         try:
             if not loop_thread.wait_for(lock, timeout) and self._status not in _DONE:
                 raise self._timeout_error(timeout)
         finally:
-            self._forget(lock.release)
+            self._forget(lock)
 
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
         raise NotImplementedError
@@ -159,46 +161,58 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     # Awaiting
 
-    def __await__(self, request: CancelRequest | None = None) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[Any, None, T]:
         """Wait for the end in any asyncio task, of any loop, without blocking it.
 
         A cancellation of the awaiting task asks for this one's, and the wait goes on until the end:
         then what came out of it is raised or returned, or `CancelledError` if the end was earlier.
-
-        Args:
-            request: Not for users: what an awaiter has asked for already.
 
         Raises:
             asyncio.CancelledError: If the work was cancelled, or ended before it could be.
             DeadlockError: In the very coroutine whose end is awaited.
             BaseException: What the work raised, as the same object each time.
         """
+        request: CancelRequest | None = None
         while self._status not in _DONE:
-            loop = get_running_loop()
-            waiter: asyncio.Future[None] = loop.create_future()
-            wake: Callable[[], object] = partial(_wake, waiter)
-            if self._in_loop_thread():
-                self._check_awaiter()
-            else:
-                wake = partial(call_queue(loop).call_soon, wake)
-            if not self._call_when_done(wake):
+            awaiter = self._new_awaiter()
+            if not self._call_when_done(awaiter, awaiter):
                 break
             try:
-                yield from waiter
+                yield awaiter.future
             except CancelledError as exc:
                 request = CancelRequest.of(exc)
                 self._cancel_for_awaiter(request)
             finally:
-                self._forget(wake)
-        if request is not None and not request.in_time:
-            raise CancelledError(*request.arguments)
-        if self._status == FINISHED and self._failure is None:
+                self._forget(awaiter)
+        if request is None and self._status == FINISHED and self._failure is None:
             result: T = self._result
             return result
+        __tracebackhide__ = True
         try:
+            return self._outcome(request)
+        finally:
+            del self  # no cycle, as in `result`
+
+    def _new_awaiter(self) -> _Awaiter:
+        """What the asyncio task that runs now is to wait for."""
+        loop = get_running_loop()
+        if self._in_loop_thread():
+            self._check_awaiter()
+            return _Awaiter(loop, None)
+        return _Awaiter(loop, call_queue(loop))
+
+    def _outcome(self, request: CancelRequest | None) -> T:
+        """What an awaiter gets, who may have asked for a cancellation."""
+        __tracebackhide__ = True
+        try:
+            if request is not None and not request.in_time:
+                raise CancelledError(*request.arguments)
+            if self._status == FINISHED and self._failure is None:
+                result: T = self._result
+                return result
             self._raise(CancelledError)
         finally:
-            del self
+            del self  # no cycle, as in `result`
 
     def _check_awaiter(self) -> None:
         """Raise if the awaiter, on this loop, is what it waits for."""
@@ -236,7 +250,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             contextvars.copy_context() if context is None else context,
             None if loop is None else call_queue(loop),
         )
-        if not self._call_when_done(callback):
+        if not self._call_when_done(callback, callback):
             callback()
 
     def remove_done_callback(self, fn: Callable[[concurrent.futures.Future[T]], object]) -> int:
@@ -251,7 +265,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             if isinstance(entry, _DoneCallback) and entry.function == fn
         )
 
-    def _call_when_done(self, callback: Callable[[], object]) -> bool:
+    def _call_when_done(self, who: object, call: Callable[[], object]) -> bool:
         """Have the settling thread make a call; it must not raise.
 
         Returns:
@@ -259,30 +273,33 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         callbacks = self._callbacks
         if callbacks is None:
-            return False
-        callbacks[callback] = None
-        return self._status not in _DONE or callbacks.pop(callback, _NOT_THERE) is _NOT_THERE
+            callbacks = vars(self).setdefault("_callbacks", {})  # one atomic step: two at a time get the same
+        callbacks[who] = call
+        return self._status not in _DONE or callbacks.pop(who, None) is None
 
-    def _forget(self, callback: Callable[[], object]) -> bool:
+    def _forget(self, who: object) -> bool:
         """Take a call back; return whether it was still to be made."""
         callbacks = self._callbacks
-        return callbacks is not None and callbacks.pop(callback, _NOT_THERE) is not _NOT_THERE
+        return callbacks is not None and callbacks.pop(who, None) is not None
 
-    def _settle(self, state: str, result: object, failure: Failure | None = None) -> None:
+    def _settle(self, status: str, result: object, failure: Failure | None = None) -> None:
         """Make the outcome known to all who wait. Once, on the loop's thread."""
         self._result = result
         self._failure = failure
-        self._status = state
-        callbacks = self._callbacks
+        self._status = status
+        self._loop_thread = None
+        if self._callbacks is not None:
+            self._make_calls(self._callbacks)
+
+    def _make_calls(self, callbacks: dict[object, Callable[[], object]]) -> None:
         while callbacks:
-            for callback in list(callbacks):
-                if callbacks.pop(callback, _NOT_THERE) is not _NOT_THERE:
+            for who in list(callbacks):
+                call = callbacks.pop(who, None)
+                if call is not None:
                     try:
-                        callback()
+                        call()
                     except BaseException:  # a strange loop's: it must not disturb the others
                         logger.exception("exception waking up a waiter of %r", self)
-        self._callbacks = None
-        self._loop_thread = None
 
     # What `concurrent.futures` asks of its futures
 
@@ -296,7 +313,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         @property
         def _condition(self) -> threading.Condition:
             condition: threading.Condition = vars(self).setdefault("_made_condition", threading.Condition())
-            if not self._call_when_done(self._notify):
+            if not self._call_when_done(condition, self._notify):
                 self._notify()
             return condition
 
@@ -327,9 +344,11 @@ class EagerFuture(concurrent.futures.Future[T]):
             condition.notify_all()
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
-        """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.14."""
+        """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.15."""
+        if not self.done():
+            return False, False, None, None
         failure = self._failure
-        return self.done(), self.cancelled(), self._result, None if failure is None else failure.retrieve()
+        return True, self.cancelled(), self._result, None if failure is None else failure.retrieve()
 
     @override
     def set_running_or_notify_cancel(self) -> bool:
@@ -353,8 +372,8 @@ class CancelRequest:
     __slots__ = ("arguments", "in_time")
 
     def __init__(self, message: object = None) -> None:
-        self.arguments = () if message is None else (message,)  # of the CancelledError
-        self.in_time = False
+        self.arguments: tuple[object, ...] = () if message is None else (message,)  # of the CancelledError
+        self.in_time: bool = False
 
     @classmethod
     def of(cls, exc: CancelledError) -> CancelRequest:
@@ -366,10 +385,47 @@ class CancelRequest:
         return self.arguments[0] if self.arguments else None
 
 
-class _DoneCallback:
-    """A user's callback, as an entry among those who wait."""
+class _Waiter:
+    """A call to be made when a future is done: on a loop, or at once."""
 
-    __slots__ = ("_context", "_future", "_queue", "function")
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: CallQueue | None) -> None:
+        self._queue = queue  # of the loop; None: at once
+
+    def __call__(self) -> None:
+        if self._queue is None:
+            self._run()
+        else:
+            self._queue.run_soon(self)
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class _Awaiter(_Waiter):
+    """An asyncio task that waits for an eager future, by a future of its own loop."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
+        super().__init__(queue)
+        self.future = loop.create_future()
+        self.future._asyncio_future_blocking = True  # what awaiting it would do
+
+    @override
+    def _run(self) -> None:
+        try:
+            if not self.future.done():
+                self.future.set_result(None)
+        except RuntimeError:
+            pass  # its loop is closed
+
+
+class _DoneCallback(_Waiter):
+    """A user's callback."""
+
+    __slots__ = ("_context", "_future", "function")
 
     def __init__(
         self,
@@ -378,27 +434,14 @@ class _DoneCallback:
         context: contextvars.Context,
         queue: CallQueue | None,
     ) -> None:
+        super().__init__(queue)
         self.function = function
         self._future = future
         self._context = context
-        self._queue = queue  # of the loop on which to call it; None: at once
 
-    def __call__(self) -> None:
-        if self._queue is None:
-            self._run()
-        else:
-            self._queue.call_soon(self._run)
-
+    @override
     def _run(self) -> None:
         try:
             self._context.run(self.function, self._future)
         except BaseException:  # SystemExit too: it would end the loop's thread
             logger.exception("exception calling callback %r for %r", self.function, self._future)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    try:
-        if not waiter.done():
-            waiter.set_result(None)
-    except RuntimeError:
-        pass  # its loop is closed

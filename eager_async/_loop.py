@@ -10,27 +10,22 @@ import sys
 import threading
 import weakref
 from _thread import get_ident
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
-from eager_async._loop_thread import LoopThread
-from eager_async._task import EagerTask
+from eager_async._loop_thread import LoopThread, inherited_daemon
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Callable, Coroutine
     from typing import Self
 
+    from eager_async._task import EagerTask
+
 T = TypeVar("T")
 
-# Whether calls that don't say so are daemons: set in the context of a task that was told.
-_daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_async_daemon", default=False)
-
 # All background loops of this process, for those who have to find them after a fork.
-instances: set[weakref.ref[BackgroundLoop]] = set()
-
+instances: weakref.WeakSet[BackgroundLoop] = weakref.WeakSet()
 
 _PROCESS_ENDS: Final = "the process is ending: no background loop is started any more"
 
@@ -85,7 +80,7 @@ class BackgroundLoop:
         self._lock = threading.RLock()
         self._loop_thread: LoopThread | None = None
         self._shut_down = False
-        instances.add(weakref.ref(self, instances.discard))
+        instances.add(self)
 
     def _successor(self) -> BackgroundLoop:
         """A new loop with the same settings."""
@@ -135,47 +130,17 @@ class BackgroundLoop:
         if name is None:
             name = task_name(coro)
         if context is None:
-            return self._start(coro, name, daemon, contextvars.copy_context(), sys._getframe(1))
-        if daemon is None:
-            daemon = _daemon.get()  # the caller's, which the context needn't be
-        return self._start(coro, name, daemon, context.copy(), sys._getframe(1))
-
-    def _start(
-        self,
-        coro: Coroutine[Any, Any, T],
-        name: str,
-        daemon: bool | None,  # noqa: FBT001
-        context: contextvars.Context,
-        caller: types.FrameType,
-    ) -> EagerTask[T]:
-        """`create_task` for eager functions, which know it all. The context is for this task alone."""
-        if not isinstance(coro, CoroutineType) and not asyncio.iscoroutine(coro):
-            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
-        try:
-            loop_thread = self._loop_thread
-            if loop_thread is None or not loop_thread.open:
-                loop_thread = self._admitting_thread()
+            context = contextvars.copy_context()
+        else:
+            context = context.copy()
             if daemon is None:
-                daemon = _daemon.get()
-            else:
-                context.run(_daemon.set, daemon)
-            task = EagerTask(loop_thread, coro, context, name, daemon, caller)
+                daemon = inherited_daemon.get()  # the caller's, which the context needn't be
+        try:
+            loop_thread = self._admitting_thread()
         except BaseException:
             coro.close()
             raise
-        try:
-            loop_thread.submit(task)
-        except LoopClosedError:
-            coro.close()
-            raise
-        except BaseException:  # a Ctrl-C at any point, or a full stack: it may have been queued or not
-            loop_thread.interrupted.append(task)
-            loop_thread.call_soon(loop_thread.end_interrupted)
-            raise
-        try:
-            return task
-        finally:
-            del task  # no cycle, as in start_now
+        return loop_thread.start_task(coro, name, daemon, context, sys._getframe(1))
 
     def tasks(self) -> set[EagerTask[Any]]:
         """Return the tasks that are unfinished now. From any thread."""
@@ -229,6 +194,9 @@ class BackgroundLoop:
 
     def _admitting_thread(self) -> LoopThread:
         """The thread that takes on what this caller starts; made, if it is the first."""
+        loop_thread = self._loop_thread
+        if loop_thread is not None and loop_thread.open:
+            return loop_thread
         with self._lock:
             loop_thread = self._loop_thread
             if loop_thread is not None and (loop_thread.open or self._is_own_thread()):

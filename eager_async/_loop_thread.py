@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import sys
 import threading
 import traceback
 from _thread import allocate_lock, get_ident
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._call_queue import CallQueue, adopt
 from eager_async._cpython import GIL_ENABLED, UNINTERRUPTIBLE_WAIT, new_thread, shut_default_executor
 from eager_async._errors import LoopClosedError
 from eager_async._future import CancelRequest
 from eager_async._log import logger
+from eager_async._task import EagerTask
 from eager_async._where import coroutine_part
 
 if TYPE_CHECKING:
+    import types
     from _thread import LockType
     from collections.abc import Callable, Coroutine
 
-    from eager_async._task import EagerTask
+    from eager_async._call_queue import Runnable
+
+T = TypeVar("T")
 
 # Calls made in the loop's own thread begin at once, up to this many inside one another. Deeper ones
 # begin on the loop's next turn, to save the stack.
 _DEEPEST_CALL: Final = 50
 
 _NOT_THERE: Final = object()
+
+# Whether calls that don't say so are daemons: set in the context of a task that was told.
+inherited_daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_async_daemon", default=False)
 
 # The loop threads of this process that have started and not ended.
 live: set[LoopThread] = set()
@@ -37,11 +46,12 @@ live: set[LoopThread] = set()
 class LoopThread:
     """One run of an event loop: its thread, its unfinished tasks, and its end.
 
-    Threads: `submit`, `watch`, `close`, `join`, `wait_for` and `report` are for any thread; `forget`
-    and what begins with an underscore run in the loop's own, but for `_check_turning`.
+    Threads: `start_task`, `watch`, `close`, `join`, `wait_for` and `report` are for any thread;
+    `tell_watchers`, `end_interrupted` and what begins with an underscore run in the loop's own, but for
+    `_refuse` and `_check_turning`.
 
-    No task is left behind. `submit` puts the task among the unfinished and *then* looks whether the
-    loop is closed (to its own thread: ended); the thread marks it so and *then* ends those that it finds
+    No task is left behind. `start_task` puts it among the unfinished and *then* looks whether the loop
+    is closed (to its own thread: ended); the thread marks it so and *then* ends those that it finds
     unfinished. It does so whatever ends it.
     """
 
@@ -55,18 +65,19 @@ class LoopThread:
     ) -> None:
         self.loop = loop
         self.exit_timeout = exit_timeout
-        self.open = True  # takes on any task: neither closing nor closed
-        self.closing = False  # takes on what its own tasks start, and what was under way
-        self.closed = False  # takes on that alone, to the last
-        self.ended = False  # takes on nothing
+        self.open: bool = True  # takes on any task: neither closing nor closed
+        self.closing: bool = False  # takes on what its own tasks start, and what was under way
+        self.closed: bool = False  # takes on that alone, to the last
+        self.ended: bool = False  # takes on nothing
         self.ident: int | None = None  # while the thread runs
         # Dicts, as they hold their order and take less memory than sets.
         self.tasks: dict[EagerTask[Any], None] = {}  # unfinished: they hold the process
         self.daemons: dict[EagerTask[Any], None] = {}  # unfinished: they don't
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
-        self._watchers: list[Callable[[], object]] = []  # called when a task ends
+        self.watchers: list[Callable[[], object]] = []  # called when a task ends
         self._calls = CallQueue(loop)
-        self.call_soon = self._calls.call_soon
+        self.call_soon: Callable[..., bool] = self._calls.call_soon
+        self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
         self._depth = 0  # eager calls on this thread's stack
         self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
         self._probe: _Probe | None = None
@@ -86,34 +97,69 @@ class LoopThread:
             self.close(cancel=False)
             raise
 
-    def submit(self, task: EagerTask[Any]) -> None:
-        """Have a task begin: before this returns if called in the loop's thread, else soon.
+    def start_task(
+        self,
+        coro: Coroutine[Any, Any, T],
+        name: str,
+        daemon: bool | None,  # noqa: FBT001
+        context: contextvars.Context,
+        caller: types.FrameType,
+    ) -> EagerTask[T]:
+        """Have a coroutine begin: before this returns if called in the loop's thread, else soon.
+
+        The context is for this task alone. A coroutine that isn't taken on is closed.
 
         Raises:
             LoopClosedError: If the loop has ended.
+            TypeError: If it isn't a coroutine.
         """
-        unfinished = self.daemons if task._daemon else self.tasks
-        unfinished[task] = None
-        own = get_ident() == self.ident
-        if (self.ended if own else self.closed) and unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
-            raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
-        if not own or self._depth >= _DEEPEST_CALL:
-            self.call_soon(task._begin)
-            return
-        self._depth += 1
+        if coro.__class__ is not CoroutineType and not asyncio.iscoroutine(coro):
+            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
         try:
-            task._begin()
+            if daemon is None:
+                daemon = inherited_daemon.get()
+            else:
+                context.run(inherited_daemon.set, daemon)
+            unfinished = self.daemons if daemon else self.tasks
+            task = EagerTask(self, coro, context, name, unfinished, caller)
+        except BaseException:
+            coro.close()
+            raise
+        try:
+            unfinished[task] = None
+            own = get_ident() == self.ident
+            if self.ended if own else self.closed:
+                self._refuse(task)
+            if own and self._depth < _DEEPEST_CALL:
+                self._depth += 1
+                try:
+                    task._run()
+                finally:
+                    self._depth -= 1
+            else:
+                self.run_soon(task)
+        except LoopClosedError:
+            coro.close()
+            raise
+        except BaseException:  # a Ctrl-C at any point, or a full stack: it may have been queued or not
+            self.interrupted.append(task)
+            self.call_soon(self.end_interrupted)
+            raise
+        else:
+            return task
         finally:
-            self._depth -= 1
-            del task, unfinished  # no cycle, as in start_now
+            del task  # no cycle, as in start_now
 
-    def forget(self, task: EagerTask[Any]) -> None:
-        """Strike a task that has ended off the unfinished."""
-        unfinished = self.daemons if task._daemon else self.tasks
-        unfinished.pop(task, None)
+    def _refuse(self, task: EagerTask[Any]) -> None:
+        """Raise, unless the thread has found the task among the unfinished, and ended it."""
+        if task._unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
+            raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
+
+    def tell_watchers(self) -> None:
+        """Tell those who watch that a task has ended. In the loop's thread."""
         if self.interrupted:  # and perhaps there was no stack left to say so
             self.call_soon(self.end_interrupted)
-        for watcher in self._watchers:
+        for watcher in self.watchers:
             watcher()
 
     def end_interrupted(self) -> None:
@@ -122,12 +168,12 @@ class LoopThread:
             task = self.interrupted.pop()
             task._withdraw()
             if task.done():
-                self.forget(task)
+                task._unfinished.pop(task, None)
 
     def watch(self, watcher: Callable[[], object]) -> None:
         """Have something called in the loop's thread whenever a task ends. From any thread."""
-        if watcher not in self._watchers:
-            self._watchers.append(watcher)
+        if watcher not in self.watchers:
+            self.watchers.append(watcher)
 
     def report(self, message: str, exception: BaseException) -> None:
         """Tell the loop's exception handler of an error that nobody else would hear of."""

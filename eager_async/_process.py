@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eager_async import _call_queue, _failure, _loop_thread
 from eager_async._cpython import keep_for_ever
 from eager_async._exit import hold_process
 from eager_async._loop import BackgroundLoop, instances
+
+if TYPE_CHECKING:
+    from eager_async._loop_thread import LoopThread
 
 _shared = BackgroundLoop()
 _lock = threading.RLock()  # for making the shared loop anew
@@ -53,16 +57,26 @@ def set_shared_loop(loop: BackgroundLoop) -> BackgroundLoop:
     return before
 
 
+def thread_of(loop: BackgroundLoop | None) -> LoopThread:
+    """The thread that takes on new calls of an eager function with this loop, or without one.
+
+    Raises:
+        LoopClosedError: If the loop was shut down, or the process is ending.
+    """
+    loop_thread = (_shared if loop is None else loop)._loop_thread
+    if loop_thread is not None and loop_thread.open:
+        return loop_thread
+    return (shared_loop() if loop is None else loop)._admitting_thread()
+
+
 def _begin_anew() -> None:
     """In a forked child: leave the parent's loops alone, and start others on the next use."""
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
     _call_queue.forget_parent()
     _failure.forget_parent()
-    for reference in instances.copy():
-        loop = reference()
-        if loop is not None:
-            loop._forget_parent()
+    for loop in list(instances):
+        loop._forget_parent()
     _inherited.extend(loop_thread.leave_behind() for loop_thread in _loop_thread.live.copy())
     _loop_thread.live.clear()
     if _inherited:
@@ -70,7 +84,7 @@ def _begin_anew() -> None:
         keep_for_ever(_inherited)
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":  # it has no fork
     os.register_at_fork(after_in_child=_begin_anew)
 
 hold_process()

@@ -33,7 +33,7 @@ from eager_async._where import coroutine_part, line_of, suspended_at, suspended_
 if TYPE_CHECKING:
     import contextvars
     import types
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
     from typing import TextIO
 
     from eager_async._loop_thread import LoopThread
@@ -55,21 +55,23 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
     """
 
-    # Threads. `_begin`, `_deliver`, `_finish` and `_end` run in the loop's thread alone (at the death
-    # of a loop, `_lose` in whichever thread buries it). Others only ask: they queue a `_deliver`, and
-    # set `_asked`, which `_begin` looks at.
+    # Threads. `_run`, `_deliver`, `_finish` and `_end` run in the loop's thread alone. Others only ask:
+    # they queue a `_deliver`, and set `_asked`, which `_run` looks at.
     __slots__ = (
-        "_asked",
         "_asyncio_task",
         "_called_at",
         "_called_in",
         "_called_when",
-        "_cancelling",
         "_context",
         "_coro",
-        "_daemon",
         "_name",
+        "_unfinished",
     )
+
+    # Of use to few tasks, and so in the `__dict__`.
+    _asked: CancelRequest | None = None  # the latest cancellation that was asked for, from any thread
+    _cancelling: bool = False  # whether one has been delivered to the coroutine
+    _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
     def __init__(
         self,
@@ -77,23 +79,17 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         coro: Coroutine[Any, Any, T],
         context: contextvars.Context,
         name: str,
-        daemon: bool,  # noqa: FBT001
+        unfinished: dict[EagerTask[Any], None],
         caller: types.FrameType,
     ) -> None:
         """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
-        # What `super().__init__` would do, which would cost a tenth of a call.
         self._status = PENDING
-        self._result = None
-        self._failure = None
-        self._callbacks = {}
         self._loop_thread = loop_thread
         self._coro: Coroutine[Any, Any, T] | None = coro
         self._context: contextvars.Context | None = context
         self._name = name
-        self._daemon = daemon
+        self._unfinished = unfinished  # where its loop keeps it until it is done
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
-        self._asked: CancelRequest | None = None  # a cancellation asked for, from any thread
-        self._cancelling = False  # whether one has been delivered to the coroutine
         # The line of the call is worked out when somebody wants to read it.
         self._called_in = caller.f_code
         self._called_at = caller.f_lasti
@@ -101,7 +97,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     # The run, in the loop's thread
 
-    def _begin(self) -> None:
+    def _run(self) -> None:
         """Run the coroutine up to its first suspension."""
         coro, context, loop_thread = self._coro, self._context, self._loop_thread
         if self._status != PENDING or coro is None or context is None or loop_thread is None:
@@ -153,13 +149,15 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         message = f"exception of {self._description()} was never retrieved"
         return Failure(exc, partial(self._loop_thread.report, message))
 
-    def _end(self, state: str, result: object, failure: Failure | None = None) -> None:
+    def _end(self, status: str, result: object, failure: Failure | None = None) -> None:
         """Settle, and drop all but the outcome."""
         loop_thread = self._loop_thread
         assert loop_thread is not None
-        self._coro = self._context = self._asyncio_task = self._asked = None
-        self._settle(state, result, failure)
-        loop_thread.forget(self)
+        self._coro = self._context = self._asyncio_task = None
+        self._settle(status, result, failure)
+        self._unfinished.pop(self, None)
+        if loop_thread.watchers or loop_thread.interrupted:
+            loop_thread.tell_watchers()
 
     def _lose(self) -> None:
         """End without the coroutine: its loop is dead."""
@@ -176,7 +174,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         coro, asyncio_task = self._coro, self._asyncio_task
         if self._status == PENDING:
             self._asked = CancelRequest()
-            self._begin()
+            self._run()
         elif asyncio_task is not None:
             asyncio_task.cancel()
             asyncio_task.add_done_callback(self._finish)
@@ -191,13 +189,13 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         Returns:
             What the child must keep, and never run, close or collect: it is the parent's.
         """
-        vars(self).clear()  # a condition may be held by a thread that isn't here
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
+        vars(self).clear()  # a condition may be held by a thread that isn't here
         if not self.done():
             error = LoopClosedError(f"{self._description()} runs in the parent process")
             self._failure = Failure(error, None)
             self._status = FINISHED
-        self._coro = self._context = self._asyncio_task = self._callbacks = self._loop_thread = None
+        self._coro = self._context = self._asyncio_task = self._loop_thread = None
         return kept
 
     # Cancellation
@@ -267,17 +265,17 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             StopIteration: With the result, when the task is done.
             BaseException: What the work raised.
         """
-        drivers = self._drivers()
-        if not drivers and self._status == FINISHED and self._failure is None:  # in this order
-            raise StopIteration(self._result)
-        key = _driver()
-        driver = drivers.pop(key, None) or self.__await__()
+        driver = None
         try:
-            waiter = driver.send(None)
-            drivers[key] = driver
-            return waiter
+            if not self.done():
+                driver = _driver()
+                awaiter = self._new_awaiter()
+                if self._call_when_done(driver, awaiter):
+                    return awaiter.future
+            request = None if self._requests is None else self._requests.pop(_driver(), None)
+            raise StopIteration(self._outcome(request))
         finally:
-            del self, key, drivers, driver  # no cycle from the exception through this frame
+            del self, driver  # no cycle from the exception through this frame
 
     @override
     def throw(self, typ: Any, val: Any = None, tb: types.TracebackType | None = None) -> Any:
@@ -295,33 +293,24 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             exc = exc()
         if tb is not None:
             exc = exc.with_traceback(tb)
-        drivers, key = self._drivers(), _driver()
-        driver = drivers.pop(key, None)
         try:
-            if driver is not None:
-                waiter = driver.throw(exc)
-            elif isinstance(exc, CancelledError):
-                request = CancelRequest.of(exc)
-                self._cancel_for_awaiter(request)
-                driver = self.__await__(request)
-                waiter = driver.send(None)
-            else:
+            self.close()
+            if not isinstance(exc, CancelledError):
                 raise exc
-            drivers[key] = driver
-            return waiter
+            request = CancelRequest.of(exc)
+            vars(self).setdefault("_requests", {})[_driver()] = request
+            self._cancel_for_awaiter(request)
+            return self.send(None)
         finally:
-            del self, key, drivers, driver, exc, typ, val  # no cycle from the exception through this frame
+            del self, exc, typ, val  # no cycle from the exception through this frame
 
     @override
     def close(self) -> None:
         """End the wait of the asyncio task that runs now, if it waits; the work runs on."""
-        driver = self._drivers().pop(_driver(), None)
-        if driver is not None:
-            driver.close()
-
-    def _drivers(self) -> dict[object, Generator[Any, None, T]]:
-        drivers: dict[object, Generator[Any, None, T]] = vars(self).setdefault("_made_drivers", {})
-        return drivers
+        driver = _driver()
+        self._forget(driver)
+        if self._requests is not None:
+            self._requests.pop(driver, None)
 
     # For people
 
@@ -347,7 +336,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         Args:
             limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
         """
-        if self._failure is not None:
+        if self.done() and self._failure is not None:
             frames = [frame for frame, _ in traceback.walk_tb(self._failure.traceback)]
             return frames if limit is None else frames[:limit]
         frames = self._read_coroutine(suspended_frames) or []
@@ -361,11 +350,12 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             file: Where to print. None: to `sys.stderr`.
         """
         frames = self.get_stack(limit=limit)
-        kind = "Stack" if self._failure is None else "Traceback"
+        failure = self._failure if self.done() else None
+        kind = "Stack" if failure is None else "Traceback"
         head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
         lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()
-        if self._failure is not None:
-            lines += traceback.format_exception_only(self._failure.exception)
+        if failure is not None:
+            lines += traceback.format_exception_only(failure.exception)
         print(head, "\n", *lines, sep="", end="", file=sys.stderr if file is None else file)
 
     @override
@@ -384,12 +374,12 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         return f"called at {line_of(self._called_in, self._called_at)}"
 
     def _condition_text(self) -> str:
-        if self._failure is not None:
+        if self._status == CANCELLED:
+            return "cancelled"
+        if self._status == FINISHED and self._failure is not None:
             return f"raised {reprlib.repr(self._failure.exception)}"
         if self._status == FINISHED:
             return f"returned {reprlib.repr(self._result)}"
-        if self._status == CANCELLED:
-            return "cancelled"
         state = "being cancelled, running" if self._asked is not None else self._status.lower()
         return f"{state} for {monotonic() - self._called_when:.1f} s"
 

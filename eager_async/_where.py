@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import itertools
 import os
+import sys
 import types
 from typing import Any
 
@@ -55,9 +56,22 @@ def _attribute(thing: Any, *names: str) -> Any:
 
 
 def _short(filename: str) -> str:
-    """A path below the working directory without that."""
+    """A path below the working directory without that; a notebook's cell as `Cell In[4]`."""
+    cell = _cell_name(filename)
+    if cell is not None:
+        return cell
     try:
         base = os.path.join(os.getcwd(), "")
     except OSError:  # the directory is gone
         return filename
     return filename.removeprefix(base)
+
+
+def _cell_name(filename: str) -> str | None:
+    """What IPython shows in place of a cell's file, which doesn't exist."""
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None:
+        return None
+    name: tuple[str, str] | None = shell.compile.format_code_name(filename)
+    return None if name is None else " ".join(name)

@@ -881,6 +881,18 @@ def test_a_daemon_passes_that_on_with_any_context() -> None:
         loop.shutdown(cancel_futures=True)
 
 
+@pytest.mark.parametrize("daemon", [False, True])
+def test_daemon_holds_for_any_context(gate: Gate, daemon: bool) -> None:  # noqa: FBT001
+    """`daemon=...` and `context=...` may be given together: a shutdown waits for the task, or cancels it."""
+    loop = BackgroundLoop()
+    task = loop.create_task(forever(gate), daemon=daemon, context=contextvars.Context())
+    assert gate.begun.wait(PATIENCE)
+    loop.shutdown(wait=False)
+    assert gate.cleaned.wait(PATIENCE if daemon else 0.05) is daemon
+    loop.shutdown(cancel_futures=True)
+    assert task.cancelled()
+
+
 # Loops that nobody shuts down
 
 
@@ -948,7 +960,7 @@ def test_a_call_admitted_just_before_the_shutdown_runs_or_is_refused(
         return EagerTask(*args)
 
     loop.create_task(leave_one()).result()
-    monkeypatch.setattr("eager_async._loop.EagerTask", admitted)
+    monkeypatch.setattr("eager_async._loop_thread.EagerTask", admitted)
     try:
         task = loop.create_task(body())
     except LoopClosedError:
@@ -1058,3 +1070,42 @@ def test_a_refused_call_is_not_reported_as_well(monkeypatch: pytest.MonkeyPatch)
     finally:
         go_on.set()
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+
+
+def test_a_call_that_the_whole_shutdown_overtakes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between being admitted and being queued: it gets LoopClosedError, and its coroutine is closed."""
+    loop = BackgroundLoop()
+    loop.create_task(double(1)).result()
+
+    admitting_thread = loop._admitting_thread
+
+    def admit_and_close() -> Any:
+        admitted = admitting_thread()
+        loop.shutdown()
+        return admitted
+
+    monkeypatch.setattr(loop, "_admitting_thread", admit_and_close)
+    coro = double(1)
+    with pytest.raises(LoopClosedError, match="has ended"):
+        loop.create_task(coro)
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+    assert loop.tasks() == set()
+
+
+def test_a_first_call_that_the_end_of_the_process_overtakes_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it makes its loop the wait for tasks ends: LoopClosedError, and no thread or loop is left."""
+    made: list[asyncio.AbstractEventLoop] = []
+
+    def factory() -> asyncio.AbstractEventLoop:
+        monkeypatch.setattr("eager_async._exit._over", True)
+        made.append(asyncio.new_event_loop())
+        return made[-1]
+
+    coro = double(1)
+    with pytest.raises(LoopClosedError, match="the process is ending"):
+        BackgroundLoop(name="overtaken", loop_factory=factory).create_task(coro)
+    assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
+    assert [loop.is_closed() for loop in made] == [True]
+    assert "overtaken" not in {thread.name for thread in threading.enumerate()}

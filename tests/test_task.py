@@ -12,7 +12,8 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +21,8 @@ from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from conftest import RunPython
 
 
 class Gate:
@@ -701,3 +704,66 @@ def test_users_cannot_settle_a_task(*, done: bool) -> None:
             task.set_running_or_notify_cancel()
         assert task.done() is done
     assert task.result() == "own"
+
+
+def test_a_call_site_can_be_named_when_the_working_directory_is_gone(run_python: RunPython) -> None:
+    """`repr` then has the whole path, in place of the one below the working directory."""
+    done = run_python(
+        """
+        import os
+        from eager_async import eager
+
+        @eager
+        async def work(): ...
+
+        task = work()
+        task.result()
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir(os.getcwd())
+        print(repr(task).partition("called at ")[2] == f"{__file__}:8>")
+        """
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
+def test_a_call_in_a_notebook_is_named_by_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in IPython's own tracebacks: the file of a cell doesn't exist."""
+
+    class Shell:
+        @property
+        def compile(self) -> Shell:
+            return self
+
+        def format_code_name(self, name: str) -> tuple[str, str] | None:
+            return ("Cell", "In[4]") if name == "/tmp/ipykernel_1/2.py" else None
+
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
+    names: dict[str, Any] = {"answer": answer}
+    exec(compile("task = answer()", "/tmp/ipykernel_1/2.py", "exec"), names)
+    assert "called at Cell In[4]:1>" in repr(names["task"])
+    assert "test_task.py:" in repr(answer())
+
+
+# Without the GIL
+
+
+def test_without_the_gil_the_loops_thread_says_where_a_task_is_suspended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Frames can't be read from other threads then. A loop that doesn't answer soon isn't waited for."""
+    monkeypatch.setattr("eager_async._task.GIL_ENABLED", False)
+    with Gate() as gate:
+        task = wait_for(gate)
+        started().result()
+        with pytest.raises(ResultTimeoutError, match=r"suspended at .* in passed"):
+            task.result(timeout=0.01)
+        names = [frame.f_code.co_name for frame in task.get_stack()]
+        assert (names[0], names[-1]) == ("wait_for", "passed")
+        with HeldLoop():
+            with pytest.raises(ResultTimeoutError, match=r"running for \d+\.\d s\. It runs on") as caught:
+                task.result(timeout=0.01)
+            assert task.get_stack() == []
+    assert "wait_for() called at" in str(caught.value)
+    task.result()
+    assert task.get_stack() == []
