@@ -11,6 +11,7 @@ import contextvars
 import functools
 import importlib
 import inspect
+import signal
 import sys
 import threading
 import types
@@ -39,6 +40,10 @@ GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 # Seconds after which a wait for a lock lets signal handlers run, where it can't be interrupted
 # (python/cpython#125541).
 UNINTERRUPTIBLE_WAIT: float | None = 0.1 if sys.platform == "win32" and sys.version_info < (3, 14) else None
+
+# Whether a loop that is made in the main thread has signals wake it up, in place of the loop there
+# (asyncio.proactor_events.BaseProactorEventLoop).
+NEW_LOOPS_TAKE_SIGNALS: bool = sys.platform == "win32"
 
 # The loop that runs in this thread, or None: asyncio's own way to ask without an exception.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
@@ -251,6 +256,20 @@ def call_before_thread_shutdown(callback: Callable[[], None]) -> bool:
             return False
         _last_hook = hooks[-1]  # pyright: ignore[reportUnknownVariableType]
     return True
+
+
+def new_loop(factory: Callable[[], asyncio.AbstractEventLoop] | None) -> asyncio.AbstractEventLoop:
+    """Make a loop that is to run in another thread, and leave no trace of that in this one."""
+    # In an empty context, since the handles of a loop's own sockets keep the one they are made in.
+    context = contextvars.Context()
+    make = factory or asyncio.new_event_loop
+    if not NEW_LOOPS_TAKE_SIGNALS or threading.current_thread() is not threading.main_thread():
+        return context.run(make)
+    callers = signal.set_wakeup_fd(-1)
+    try:
+        return context.run(make)
+    finally:
+        signal.set_wakeup_fd(callers)
 
 
 def new_thread(target: Callable[[], None], name: str) -> threading.Thread:

@@ -12,7 +12,7 @@ from eager_async._log import logger
 from eager_async._loop_thread import live
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection
 
     from eager_async._loop_thread import LoopThread
 
@@ -47,52 +47,82 @@ def _finish() -> None:
     global _over  # noqa: PLW0603
     if _over:
         return  # arranged more than once
-    try:
-        interrupted = not _wait_for_tasks()
-        _over = True
-        ending = live.copy()
-        for loop_thread in ending:
-            loop_thread.close(cancel=interrupted)
-        for loop_thread in ending:
-            if not loop_thread.join(loop_thread.exit_timeout):
-                logger.warning("abandoned at exit, since time ran out: %s", _summary([loop_thread]))
-    except KeyboardInterrupt:
-        _over = True
-        logger.warning("abandoned at exit, since interrupted again: %s", _summary(live.copy()))
+    cancelling = False
+    done = False
+    while not done:
+        try:
+            if not _over:
+                _wait_while(_holds_process, _say_what_for, _cancel)
+                _over = True
+            ending = live.copy()
+            for loop_thread in ending:
+                loop_thread.close(cancel=cancelling)
+            _wait_while(_is_live, _say_whose_cleanup, _abandon)
+            for loop_thread in ending - live:
+                loop_thread.join()
+            done = True
+        except KeyboardInterrupt:
+            _over = True
+            done = cancelling
+            say = "abandoned at exit, since interrupted again:" if done else "interrupted at exit: cancelling"
+            logger.warning("%s %s", say, _summary(live.copy()))
+            cancelling = True
     report_unretrieved()
 
 
-def _wait_for_tasks() -> bool:
-    """Wait until no task holds the process, but for those whose loop's time ran out.
+def _holds_process(loop_thread: LoopThread) -> bool:
+    return bool(loop_thread.tasks)
 
-    Returns:
-        False if a Ctrl-C cut that short.
+
+def _is_live(loop_thread: LoopThread) -> bool:
+    return loop_thread in live
+
+
+def _say_what_for(busy: list[LoopThread]) -> None:
+    logger.warning("the process waits for %s", _summary(busy, daemons=False))
+
+
+def _say_whose_cleanup(busy: list[LoopThread]) -> None:
+    logger.warning("the process waits for the cleanup of %s", _summary(busy))
+
+
+def _cancel(loop_thread: LoopThread) -> None:
+    logger.warning("time ran out at exit: cancelling %s", _summary([loop_thread]))
+    loop_thread.close(cancel=True)
+
+
+def _abandon(loop_thread: LoopThread) -> None:
+    logger.warning("abandoned at exit, since time ran out: %s", _summary([loop_thread]))
+
+
+def _wait_while(
+    is_busy: Callable[[LoopThread], bool],
+    say: Callable[[list[LoopThread]], None],
+    give_up: Callable[[LoopThread], None],
+) -> None:
+    """Wait until no loop is busy.
+
+    Args:
+        is_busy: Asked again whenever a task ends.
+        say: Called once, with the busy ones, if that takes long.
+        give_up: Called with a loop whose time ran out; it isn't waited for any more.
     """
-    try:
-        _wait_until_idle()
-    except KeyboardInterrupt:
-        logger.warning("interrupted at exit: cancelling %s", _summary(live.copy()))
-        return False
-    return True
-
-
-def _wait_until_idle() -> None:
-    task_ended = threading.Event()
+    changed = threading.Event()
     started = monotonic()
     said = False
     out_of_time: set[LoopThread] = set()
     while True:
-        task_ended.clear()
-        busy = [loop_thread for loop_thread in live.copy() if loop_thread not in out_of_time]
-        for loop_thread in busy:
-            loop_thread.watch(task_ended.set)
-        busy = [loop_thread for loop_thread in busy if loop_thread.tasks]
+        changed.clear()
+        watched = live - out_of_time
+        for loop_thread in watched:
+            loop_thread.watch(changed.set)
+        busy = [loop_thread for loop_thread in watched if is_busy(loop_thread)]
         if not busy:
             return
         elapsed = monotonic() - started
         if not said and elapsed >= _SAY_AFTER:
             said = True
-            logger.warning("the process waits for %s", _summary(busy))
+            say(busy)
         pauses = [] if said else [_SAY_AFTER - elapsed]
         if UNINTERRUPTIBLE_WAIT is not None:
             pauses.append(UNINTERRUPTIBLE_WAIT)
@@ -102,15 +132,16 @@ def _wait_until_idle() -> None:
             left = loop_thread.exit_timeout - elapsed
             if left <= 0:
                 out_of_time.add(loop_thread)
-                logger.warning("time ran out at exit: cancelling %s", _summary([loop_thread]))
-                loop_thread.close(cancel=True)
+                give_up(loop_thread)
             pauses.append(max(left, 0))
-        task_ended.wait(min(pauses, default=None))
+        changed.wait(min(pauses, default=None))
 
 
-def _summary(loop_threads: Iterable[LoopThread]) -> str:
+def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> str:
     """`2 eager tasks: fetch() called at app.py:30, running for 5.2 s; …`."""
-    tasks = [task for loop_thread in loop_threads for task in [*loop_thread.tasks, *loop_thread.daemons]]
+    tasks = [task for loop_thread in loop_threads for task in loop_thread.tasks.copy()]
+    if daemons:
+        tasks += [task for loop_thread in loop_threads for task in loop_thread.daemons.copy()]
     names = [task._progress() for task in tasks[:_MOST_NAMES]]
     if len(tasks) > _MOST_NAMES:
         names.append("…")

@@ -12,6 +12,7 @@ import weakref
 from _thread import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from eager_async._cpython import new_loop
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
 from eager_async._loop_thread import LoopThread, inherited_daemon
@@ -224,8 +225,7 @@ class BackgroundLoop:
         return loop_thread is not None and loop_thread.ident == get_ident()
 
     def _make_thread(self) -> LoopThread:
-        # In an empty context, since the handles of a loop's own sockets keep the one they are made in.
-        loop = contextvars.Context().run(self._loop_factory or asyncio.new_event_loop)
+        loop = new_loop(self._loop_factory)
         if self._debug is not None:
             loop.set_debug(self._debug)
         return LoopThread(

@@ -335,6 +335,19 @@ def test_the_executor_is_shut_where_its_thread_cannot_start(monkeypatch: pytest.
         executor.submit(int)
 
 
+def test_an_executor_out_of_reach_is_left_where_its_thread_cannot_start() -> None:
+    """A loop that isn't asyncio's, as uvloop's: shutting it goes on."""
+
+    class Refusing:
+        """All of a loop that is asked for."""
+
+        async def shutdown_default_executor(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    loop: Any = Refusing()
+    assert asyncio.run(_cpython.shut_default_executor(loop)) is None
+
+
 def test_worker_threads_can_be_used_while_the_process_ends(
     loop_factory: LoopFactory, run_python: RunPython
 ) -> None:
@@ -496,6 +509,35 @@ def test_what_is_kept_for_ever_is_not_even_collected_at_exit(run_python: RunPyth
         """
     )
     assert (done.stdout, done.stderr, done.returncode) == ("collected let go\nend\n", "", 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a loop of another system")
+def test_loops_that_take_signals_when_they_are_made_give_them_back(run_python: RunPython) -> None:
+    """On Windows, a loop made in the main thread takes the wake-up descriptor of the loop that runs there."""
+    done = run_python(
+        """
+        import asyncio, signal, threading
+        from eager_async import BackgroundLoop, _cpython
+
+        class AsOnWindows(asyncio.SelectorEventLoop):
+            def __init__(self):
+                super().__init__()
+                if threading.current_thread() is threading.main_thread():
+                    signal.set_wakeup_fd(self._csock.fileno())
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, print)
+            with BackgroundLoop(loop_factory=AsOnWindows) as background:
+                await background.create_task(asyncio.sleep(0))
+                print(signal.set_wakeup_fd(-1) == loop._csock.fileno())
+
+        for taken in True, False:
+            _cpython.NEW_LOOPS_TAKE_SIGNALS = taken
+            asyncio.run(main())
+        """
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True\nFalse\n", "", 0)
 
 
 def test_the_shared_loop_thread_is_one_of_these() -> None:

@@ -454,6 +454,7 @@ def test_cleanup_that_outlasts_exit_timeout_is_abandoned(
         run(with_set_up(set_up, source)),
         stderr=r"(the process waits for [^\n]*\n)?"
         r"time ran out at exit: cancelling 1 eager task: endless\(\) [^\n]*\n"
+        r"(the process waits for the cleanup of [^\n]*\n)?"
         r"abandoned at exit, since time ran out: 1 eager task: endless\(\) [^\n]*",
     )
 
@@ -568,7 +569,81 @@ def test_a_long_wait_is_explained(run: RunPython) -> None:
     )
 
 
+def test_daemons_are_not_among_what_is_waited_for(run: RunPython) -> None:
+    """The log line leaves them out: nobody should look for the delay there."""
+    source = """
+        from staging import *
+        from eager_async import _exit
+
+        _exit._SAY_AFTER = 0.02
+
+        @eager(daemon=True)
+        async def watch():
+            await asyncio.Event().wait()
+
+        @eager
+        async def work():
+            await main_end()
+            await asyncio.sleep(0.1)
+
+        tasks = [watch(), work()]
+    """
+    check(run(source), stderr=r"the process waits for 1 eager task: work\(\) [^\n]*")
+
+
+def test_a_long_cleanup_is_explained(run: RunPython) -> None:
+    """A daemon's too, which the process has cancelled and waits for: another log line names it, once."""
+    source = """
+        from staging import *
+        from eager_async import _exit
+
+        _exit._SAY_AFTER = 0.02
+
+        @eager(daemon=True)
+        async def watch():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.1)
+                say("cleaned up")
+
+        watch()
+    """
+    check(
+        run(source),
+        "cleaned up",
+        stderr=r"the process waits for the cleanup of 1 eager task: watch\(\) [^\n]*",
+    )
+
+
 # Ctrl-C
+
+
+@posix_signals
+def test_a_first_ctrl_c_during_a_daemons_cleanup_cancels_it_again(run: RunPython) -> None:
+    """It is the first one, and abandons nothing: what the cleanup waits for is cancelled."""
+    source = """
+        from staging import *
+
+        @eager(daemon=True)
+        async def watch():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                try:
+                    await interrupt_main()
+                    await asyncio.Event().wait()
+                finally:
+                    await asyncio.sleep(0.05)
+                    say("cleaned up")
+
+        watch()
+    """
+    check(
+        run(source),
+        "cleaned up",
+        stderr=r"interrupted at exit: cancelling 1 eager task: watch\(\) [^\n]*",
+    )
 
 
 @posix_signals
@@ -617,6 +692,32 @@ def test_a_second_ctrl_c_ends_the_process_at_once(run: RunPython, set_up: str) -
         run(with_set_up(set_up, source)),
         stderr=r"interrupted at exit: cancelling 1 eager task: endless\(\) [^\n]*\n"
         r"abandoned at exit, since interrupted again: 1 eager task: endless\(\) [^\n]*",
+    )
+
+
+@posix_signals
+def test_ctrl_c_at_the_exit_gets_through_where_a_wait_cannot_be_interrupted(run: RunPython) -> None:
+    """As on Windows before 3.14: the process waits in short pieces, and looks in between."""
+    source = """
+        from staging import *
+        from eager_async import _exit
+
+        _exit.UNINTERRUPTIBLE_WAIT = 0.05
+
+        @eager
+        async def endless():
+            try:
+                await main_end()
+                await asyncio.sleep(0.05)
+                signal.raise_signal(signal.SIGINT)  # in this thread: the main thread's wait doesn't feel it
+                await asyncio.get_running_loop().create_future()
+            finally:
+                say("cleaned up")
+
+        endless()
+    """
+    check(
+        run(source), "cleaned up", stderr=r"interrupted at exit: cancelling 1 eager task: endless\(\) [^\n]*"
     )
 
 
@@ -677,6 +778,27 @@ def test_a_first_call_while_the_process_waits_works(run: RunPython) -> None:
         threading.Thread(target=late).start()
     """
     check(run(source), "worked", "result", "worked")
+
+
+@threads_at_exit
+def test_a_loop_may_be_started_while_the_process_waits_whatever_was_imported_since(run: RunPython) -> None:
+    """Such as a process pool, whose exit hook is newer than ours, which can't be renewed any more then."""
+    source = """
+        from staging import *
+        import concurrent.futures.process
+
+        async def work():
+            return "worked"
+
+        async def hold():
+            await main_end()
+            for _ in range(2):
+                say(await BackgroundLoop().create_task(work()))
+
+        BackgroundLoop().create_task(hold())
+        threading._register_atexit(int)
+    """
+    check(run(source), "worked", "worked")
 
 
 def test_an_import_after_the_end_of_the_main_thread_works(run: RunPython) -> None:
