@@ -10,7 +10,6 @@ import traceback
 from _thread import allocate_lock, get_ident
 from contextlib import suppress
 from time import monotonic
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._call_queue import CallQueue, adopt
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from eager_async._call_queue import Runnable
+    from eager_async._limit import Limit
 
 T = TypeVar("T")
 
@@ -104,17 +104,16 @@ class LoopThread:
         daemon: bool | None,  # noqa: FBT001
         context: contextvars.Context,
         caller: types.FrameType,
+        limit: Limit | None = None,
     ) -> EagerTask[T]:
         """Have a coroutine begin: before this returns if called in the loop's thread, else soon.
 
-        The context is for this task alone. A coroutine that isn't taken on is closed.
+        With a limit, that may be only when others have ended. The context is for this task alone. A
+        coroutine that isn't taken on is closed.
 
         Raises:
             LoopClosedError: If the loop has ended.
-            TypeError: If it isn't a coroutine.
         """
-        if coro.__class__ is not CoroutineType and not asyncio.iscoroutine(coro):
-            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
         try:
             if daemon is None:
                 daemon = inherited_daemon.get()
@@ -130,7 +129,9 @@ class LoopThread:
             own = get_ident() == self.ident
             if self.ended if own else self.closed:
                 self._refuse(task)
-            if own and self._depth < _DEEPEST_CALL:
+            if limit is not None and not limit.admit(task):
+                pass  # its turn will come
+            elif own and self._depth < _DEEPEST_CALL:
                 self._depth += 1
                 try:
                     task._run()
@@ -156,7 +157,7 @@ class LoopThread:
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
 
     def tell_watchers(self) -> None:
-        """Tell those who watch that a task has ended. In the loop's thread."""
+        """Tell those who watch that a task has ended, or all. In the loop's thread."""
         if self.interrupted:  # and perhaps there was no stack left to say so
             self.call_soon(self.end_interrupted)
         for watcher in self.watchers:
@@ -171,7 +172,7 @@ class LoopThread:
                 task._unfinished.pop(task, None)
 
     def watch(self, watcher: Callable[[], object]) -> None:
-        """Have something called in the loop's thread whenever a task ends. From any thread."""
+        """Have something called in the loop's thread whenever a task ends, or it does. From any thread."""
         if watcher not in self.watchers:
             self.watchers.append(watcher)
 
@@ -243,8 +244,13 @@ class LoopThread:
         if cancel:
             for task in [*self.tasks.copy(), *self.daemons.copy()]:
                 task.cancel()
-        self.watch(self.loop.stop)
-        self.call_soon(self.loop.stop)
+        self.watch(self._stop)
+        self.call_soon(self._stop)
+
+    def _stop(self) -> None:
+        """Have the thread look whether it may end."""
+        if not self.ended:
+            self.loop.stop()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread's end. From any thread but this one.
@@ -331,6 +337,7 @@ class LoopThread:
                         unfinished.popitem()[0]._lose()
             live.discard(self)
             self.ident = None  # from now on it may be another thread's
+            self.tell_watchers()
 
     def leave_behind(self) -> list[object]:
         """In a forked child: end the tasks, and touch nothing else.

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from eager_async import _call_queue, _failure, _loop_thread
+from eager_async import _call_queue, _failure, _limit, _loop_thread
 from eager_async._cpython import keep_for_ever
 from eager_async._exit import hold_process
 from eager_async._loop import BackgroundLoop, instances
@@ -75,6 +75,8 @@ def _begin_anew() -> None:
     _lock = threading.RLock()
     _call_queue.forget_parent()
     _failure.forget_parent()
+    for limit in list(_limit.instances):
+        limit.forget_parent()
     for loop in list(instances):
         loop._forget_parent()
     _inherited.extend(loop_thread.leave_behind() for loop_thread in _loop_thread.live.copy())

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
+    from eager_async._limit import Limit
     from eager_async._loop_thread import LoopThread
 
 T = TypeVar("T")
@@ -70,6 +71,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     # Of use to few tasks, and so in the `__dict__`.
     _asked: CancelRequest | None = None  # the latest cancellation that was asked for, from any thread
+    _limit: Limit | None = None  # with a place in which it runs, or waits for its turn to
     _cancelling: bool = False  # whether one has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
@@ -156,6 +158,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         self._coro = self._context = self._asyncio_task = None
         self._settle(status, result, failure)
         self._unfinished.pop(self, None)
+        if self._limit is not None:
+            self._limit.leave(self)
         if loop_thread.watchers or loop_thread.interrupted:
             loop_thread.tell_watchers()
 
@@ -232,6 +236,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     def _deliver(self, request: CancelRequest, *, again: bool) -> bool:
         """Cancel, unless this comes after the end. Awaiters' requests merge while one is being served."""
+        if self._status == PENDING:  # it waits for its turn, which needn't come now
+            self._run()
         asyncio_task = self._known_asyncio_task()
         if asyncio_task is None or asyncio_task.done():
             return False
