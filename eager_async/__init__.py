@@ -6,19 +6,22 @@ task.result(timeout=5)  # block, from plain code
 await task  # or await, inside any asyncio code
 """
 
-from eager_async._decorator import eager
+from eager_async._decorator import eager, eager_stream
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._loop import BackgroundLoop
 from eager_async._process import set_shared_loop, shared_loop
+from eager_async._stream import EagerStream
 from eager_async._task import EagerTask
 
 __all__ = [
     "BackgroundLoop",
     "DeadlockError",
+    "EagerStream",
     "EagerTask",
     "LoopClosedError",
     "ResultTimeoutError",
     "eager",
+    "eager_stream",
     "set_shared_loop",
     "shared_loop",
 ]

@@ -1,4 +1,4 @@
-"""`@eager`: a function whose calls start at once."""
+"""`@eager` and `@eager_stream`: functions whose calls start at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import wrapt
 from eager_async._limit import Limit
 from eager_async._loop import BackgroundLoop, task_name
 from eager_async._process import thread_of
+from eager_async._stream import start_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from types import CodeType
     from typing import Protocol, Self
 
+    from eager_async._stream import EagerStream
     from eager_async._task import EagerTask
 
     class _Decorator(Protocol):
@@ -34,6 +37,18 @@ if TYPE_CHECKING:
         @overload
         def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Callable[P, EagerTask[T]]: ...
 
+    class _StreamDecorator(Protocol):
+        @overload
+        def __call__(
+            self, function: classmethod[C, P, AsyncIterator[T]], /
+        ) -> classmethod[C, P, EagerStream[T]]: ...
+        @overload
+        def __call__(
+            self, function: staticmethod[P, AsyncIterator[T]], /
+        ) -> staticmethod[P, EagerStream[T]]: ...
+        @overload
+        def __call__(self, function: Callable[P, AsyncIterator[T]], /) -> Callable[P, EagerStream[T]]: ...
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,24 +60,31 @@ _BoundFunctionWrapper: Any = wrapt.BoundFunctionWrapper
 _FunctionWrapper: Any = wrapt.FunctionWrapper
 
 
-class _Starter:
-    """Calls what a wrapper wraps, and starts the coroutine."""
+class _Function(_FunctionWrapper):  # type: ignore[misc]
+    """A decorated function. How it is bound as a method is wrapt's to know."""
 
-    __slots__ = ()  # a `__dict__` of its own would hide wrapt's
+    def __init__(self, function: Any, *options: object) -> None:
+        _FunctionWrapper.__init__(self, function, function)
+        self._self_options = options
 
-    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
-        loop, name, daemon, limit = self._self_options
-        loop_thread = thread_of(loop)
-        coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
-        if coro.__class__ is not CoroutineType and not iscoroutine(coro):
-            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
-        return loop_thread.start_task(coro, name, daemon, copy_context(), _getframe(1), limit)
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "__wrapped__":  # by `functools.wraps`: a proxy would call that from now on
+            setattr(self.__wrapped__, name, value)
+        else:
+            _FunctionWrapper.__setattr__(self, name, value)
 
-    def __repr__(self: Any) -> str:
-        return f"<eager {self.__wrapped__!r}>"
+    def __reduce_ex__(self, protocol: object) -> str:
+        qualname: str = self.__qualname__
+        return qualname
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # as of functions
 
 
-class _BoundEagerFunction(_Starter, _BoundFunctionWrapper):  # type: ignore[misc]
+class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
     """A method, as looked up on an instance or a class."""
 
     @property
@@ -84,24 +106,58 @@ class _BoundEagerFunction(_Starter, _BoundFunctionWrapper):  # type: ignore[misc
         return self._self_owner if instance is None else instance
 
 
-class _EagerFunction(_Starter, _FunctionWrapper):  # type: ignore[misc]
-    """A decorated function. How it is bound as a method is wrapt's to know."""
+class _TaskStarter:
+    """Calls what a wrapper wraps, and starts the coroutine."""
 
+    __slots__ = ()  # a `__dict__` of its own would hide wrapt's
+
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
+        loop, name, daemon, limit = self._self_options
+        loop_thread = thread_of(loop)
+        coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
+        if coro.__class__ is not CoroutineType and not iscoroutine(coro):
+            raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
+        return loop_thread.start_task(coro, name, daemon, copy_context(), _getframe(1), limit)
+
+    def __repr__(self: Any) -> str:
+        return f"<eager {self.__wrapped__!r}>"
+
+
+class _BoundEagerFunction(_TaskStarter, _BoundFunction):
+    pass
+
+
+class _EagerFunction(_TaskStarter, _Function):
     __bound_function_wrapper__ = _BoundEagerFunction
 
-    def __init__(self, function: Any, *options: object) -> None:
-        _FunctionWrapper.__init__(self, function, function)
-        self._self_options = options
 
-    def __reduce_ex__(self, protocol: object) -> str:
-        qualname: str = self.__qualname__
-        return qualname
+class _StreamStarter:
+    """Calls what a wrapper wraps, and starts the async generator."""
 
-    def __copy__(self) -> Self:
-        return self
+    __slots__ = ()
 
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # as of functions
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerStream[Any]:
+        loop, name, daemon, buffer = self._self_options
+        loop_thread = thread_of(loop)
+        generator = self.__wrapped__(*args, **kwargs)
+        return start_stream(generator, buffer, loop_thread, name, daemon, copy_context(), _getframe(1))
+
+    def __repr__(self: Any) -> str:
+        return f"<eager_stream {self.__wrapped__!r}>"
+
+    @property
+    def __code__(self: Any) -> CodeType:
+        """Without the mark of an async generator function: what a call returns has no `asend`."""
+        code: CodeType = self.__wrapped__.__code__
+        return code.replace(co_flags=code.co_flags & ~inspect.CO_ASYNC_GENERATOR)
+
+
+class _BoundStreamFunction(_StreamStarter, _BoundFunction):
+    pass
+
+
+class _StreamFunction(_StreamStarter, _Function):
+    __bound_function_wrapper__ = _BoundStreamFunction
 
 
 @overload
@@ -173,6 +229,60 @@ def _check_function(function: Any) -> None:
             f"eager() needs an async function, not {function!r}: write `async def`, or call plain code "
             f"from one with `await asyncio.to_thread(...)`"
         )
+
+
+@overload
+def eager_stream(function: classmethod[C, P, AsyncIterator[T]], /) -> classmethod[C, P, EagerStream[T]]: ...
+@overload
+def eager_stream(function: staticmethod[P, AsyncIterator[T]], /) -> staticmethod[P, EagerStream[T]]: ...
+@overload
+def eager_stream(function: Callable[P, AsyncIterator[T]], /) -> Callable[P, EagerStream[T]]: ...
+@overload
+def eager_stream(
+    *, buffer: int = 16, loop: BackgroundLoop | None = None, daemon: bool | None = None
+) -> _StreamDecorator: ...
+def eager_stream(
+    function: Any = None,
+    /,
+    *,
+    buffer: int = 16,
+    loop: BackgroundLoop | None = None,
+    daemon: bool | None = None,
+) -> Any:
+    """Decorate an async generator function, so that calling it starts it.
+
+    A call returns an `EagerStream` at once; the generator runs in the loop's thread, in a copy of the
+    caller's context, up to `buffer` items ahead of whoever iterates. Any thread may call the function.
+
+    Args:
+        function: An async generator function, or what `eager` takes of that kind.
+        buffer: The most items that are made and not yet taken. While there are so many, the generator
+            is at rest at its `yield`, and the process may end without it; it goes on when half of them
+            are taken.
+        loop: The background loop to run on. None: the shared one at the time of the call.
+        daemon: As for `eager`.
+
+    Returns:
+        What may be used in the function's place, as for `eager`; `inspect.isasyncgenfunction` says no.
+
+    Raises:
+        TypeError: If that isn't an async generator function, or an option is of the wrong type. From a
+            call: if the arguments don't fit.
+        ValueError: If the buffer is less than 1.
+        LoopClosedError: From a call, if the loop was shut down, or the process is ending.
+    """
+    _check_options(loop, daemon)
+    _check_number("buffer", buffer)
+
+    def decorate(function: Any, /) -> _StreamFunction:
+        if not _is(inspect.isasyncgenfunction, function):
+            raise TypeError(
+                f"eager_stream() needs an async generator function, not {function!r}: write `yield` in an "
+                f"`async def`, or decorate an async function with `@eager`"
+            )
+        return _StreamFunction(function, loop, task_name(_plain(function)), daemon, buffer)
+
+    return decorate if function is None else decorate(function)
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:

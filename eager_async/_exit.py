@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Final
 from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown
 from eager_async._failure import report_unretrieved
 from eager_async._log import logger
-from eager_async._loop_thread import live
+from eager_async._loop_thread import LoopThread, live
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-
-    from eager_async._loop_thread import LoopThread
 
 # Seconds of waiting after which a log line says what for, and how many tasks it names.
 _SAY_AFTER: Final = 5.0
@@ -52,7 +50,7 @@ def _finish() -> None:
     while not done:
         try:
             if not _over:
-                _wait_while(_holds_process, _say_what_for, _cancel)
+                _wait_while(LoopThread.holds_process, _say_what_for, _cancel)
                 _over = True
             ending = live.copy()
             for loop_thread in ending:
@@ -68,10 +66,6 @@ def _finish() -> None:
             logger.warning("%s %s", say, _summary(live.copy()))
             cancelling = True
     report_unretrieved()
-
-
-def _holds_process(loop_thread: LoopThread) -> bool:
-    return bool(loop_thread.tasks)
 
 
 def _is_live(loop_thread: LoopThread) -> bool:

@@ -121,7 +121,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         finally:
             del self
 
-    def _block(self, timeout: float | None) -> None:
+    def _block(self, timeout: float | None, remedy: str = "`await task` in place of `task.result()`") -> None:
         """Wait until done, or raise."""
         __tracebackhide__ = True
         loop_thread = self._loop_thread
@@ -129,19 +129,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             return  # done in the meantime
         if timeout is not None and timeout <= 0:
             raise self._timeout_error(timeout)
-        if get_ident() == loop_thread.ident:
-            raise DeadlockError(
-                f"{self._description()} can't end while its own loop's thread waits for it; "
-                f"there, write `await task` in place of `task.result()`"
-            )
-        loop = running_loop()
-        if loop is not None and loop.get_debug():
-            warnings.warn(
-                f"waiting for {self._description()} blocks the event loop of this thread; "
-                f"there, write `await task` in place of `task.result()`",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        self._check_blocking(remedy)
         lock = allocate_lock()
         lock.acquire()
         if not self._call_when_done(lock, lock.release):
@@ -151,6 +139,23 @@ class EagerFuture(concurrent.futures.Future[T]):
                 raise self._timeout_error(timeout)
         finally:
             self._forget(lock)
+
+    def _check_blocking(self, remedy: str) -> None:
+        """Raise where a wait could not end; warn, in debug mode, where it holds up a loop."""
+        __tracebackhide__ = True
+        if self._in_loop_thread():
+            raise DeadlockError(
+                f"{self._description()} can't end while its own loop's thread waits for it; "
+                f"there, write {remedy}"
+            )
+        loop = running_loop()
+        if loop is not None and loop.get_debug():
+            warnings.warn(
+                f"waiting for {self._description()} blocks the event loop of this thread; "
+                f"there, write {remedy}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
         raise NotImplementedError
@@ -178,7 +183,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             if not self._call_when_done(awaiter, awaiter):
                 break
             try:
-                yield awaiter.future
+                yield from awaiter.future
             except CancelledError as exc:
                 request = CancelRequest.of(exc)
                 self._cancel_for_awaiter(request)
@@ -193,13 +198,13 @@ class EagerFuture(concurrent.futures.Future[T]):
         finally:
             del self  # no cycle, as in `result`
 
-    def _new_awaiter(self) -> _Awaiter:
+    def _new_awaiter(self) -> Awaiter:
         """What the asyncio task that runs now is to wait for."""
         loop = get_running_loop()
         if self._in_loop_thread():
             self._check_awaiter()
-            return _Awaiter(loop, None)
-        return _Awaiter(loop, call_queue(loop))
+            return Awaiter(loop, None)
+        return Awaiter(loop, call_queue(loop))
 
     def _outcome(self, request: CancelRequest | None) -> T:
         """What an awaiter gets, who may have asked for a cancellation."""
@@ -345,10 +350,9 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
         """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.15."""
-        if not self.done():
-            return False, False, None, None
-        failure = self._failure
-        return True, self.cancelled(), self._result, None if failure is None else failure.retrieve()
+        if self._status != FINISHED:
+            return self.done(), self.cancelled(), None, None
+        return True, False, self._result, None if self._failure is None else self._failure.retrieve()
 
     @override
     def set_running_or_notify_cancel(self) -> bool:
@@ -403,15 +407,14 @@ class _Waiter:
         raise NotImplementedError
 
 
-class _Awaiter(_Waiter):
+class Awaiter(_Waiter):
     """An asyncio task that waits for an eager future, by a future of its own loop."""
 
     __slots__ = ("future",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
         super().__init__(queue)
-        self.future = loop.create_future()
-        self.future._asyncio_future_blocking = True  # what awaiting it would do
+        self.future: asyncio.Future[None] = loop.create_future()
 
     @override
     def _run(self) -> None:

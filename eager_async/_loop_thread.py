@@ -73,6 +73,7 @@ class LoopThread:
         # Dicts, as they hold their order and take less memory than sets.
         self.tasks: dict[EagerTask[Any], None] = {}  # unfinished: they hold the process
         self.daemons: dict[EagerTask[Any], None] = {}  # unfinished: they don't
+        self.resting: set[asyncio.Task[Any]] = set()  # producers whose buffer is full: they don't either
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
         self.watchers: list[Callable[[], object]] = []  # called when a task ends
         self._calls = CallQueue(loop)
@@ -175,6 +176,10 @@ class LoopThread:
         """Have something called in the loop's thread whenever a task ends, or it does. From any thread."""
         if watcher not in self.watchers:
             self.watchers.append(watcher)
+
+    def holds_process(self) -> bool:
+        """Whether a task is left that the process waits for when it ends. From any thread."""
+        return any(task._asyncio_task not in self.resting for task in self.tasks.copy())
 
     def report(self, message: str, exception: BaseException) -> None:
         """Tell the loop's exception handler of an error that nobody else would hear of."""
@@ -317,11 +322,12 @@ class LoopThread:
             self._await_ends(leftovers)
 
     def _has_unfinished(self) -> bool:
-        """Whether tasks are left. If only daemons are, they are cancelled, but not in their cleanup."""
-        if not self.tasks:
-            for daemon in list(self.daemons):
+        """Whether tasks are left. If none holds the process, they are cancelled, but not in their cleanup."""
+        unfinished = [*self.tasks, *self.daemons]
+        if not self.holds_process():
+            for daemon in unfinished:
                 daemon._cancel_for_awaiter(CancelRequest())
-        return bool(self.tasks or self.daemons)
+        return bool(unfinished)
 
     def _bury(self) -> None:
         """End whatever is still unfinished."""

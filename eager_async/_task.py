@@ -256,9 +256,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     def _known_asyncio_task(self) -> asyncio.Task[Any] | None:
         """The asyncio task, also in a first step that a user's eager task factory runs."""
         if self._asyncio_task is None and self._status == RUNNING:
-            current = asyncio.current_task()
-            if current is not None and current.get_coro() is self._coro:
-                return current
+            return next((task for task in asyncio.all_tasks() if task.get_coro() is self._coro), None)
         return self._asyncio_task
 
     # As a coroutine. Each asyncio task that drives it is an awaiter of its own.
@@ -277,6 +275,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
                 driver = _driver()
                 awaiter = self._new_awaiter()
                 if self._call_when_done(driver, awaiter):
+                    awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future
             request = None if self._requests is None else self._requests.pop(_driver(), None)
             raise StopIteration(self._outcome(request))
@@ -379,13 +378,14 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     def _call_text(self) -> str:
         return f"called at {line_of(self._called_in, self._called_at)}"
 
-    def _condition_text(self) -> str:
+    def _condition_text(self, returned: str | None = None) -> str:
+        """What the task is doing, or what came out of it."""
         if self._status == CANCELLED:
             return "cancelled"
         if self._status == FINISHED and self._failure is not None:
             return f"raised {reprlib.repr(self._failure.exception)}"
         if self._status == FINISHED:
-            return f"returned {reprlib.repr(self._result)}"
+            return returned or f"returned {reprlib.repr(self._result)}"
         state = "being cancelled, running" if self._asked is not None else self._status.lower()
         return f"{state} for {monotonic() - self._called_when:.1f} s"
 

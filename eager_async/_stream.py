@@ -1,0 +1,235 @@
+"""What an async generator makes in the background, some items ahead of whoever iterates over it."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from eager_async._channel import Channel
+
+if TYPE_CHECKING:
+    import contextvars
+    import types
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from typing import Self
+
+    from eager_async._loop_thread import LoopThread
+    from eager_async._task import EagerTask
+
+T = TypeVar("T")
+
+
+class EagerStream(Generic[T]):
+    """The items of an async generator, which has started: iterate with `for`, or with `async for`.
+
+    It stays at most `buffer` items ahead of its consumer. Exceptions come out where the consumer stands,
+    after the items before them. Leaving early ends the generator, and runs its cleanup on the loop: with
+    `close()`, `with`, their async twins, or by dropping the last reference, as a `for` over a fresh call
+    does when it is left.
+
+    Functions under `@eager_stream` make streams. One consumer may iterate at a time, in any thread or
+    loop; any thread may close.
+    """
+
+    # The generator's run knows the channel alone, so that a stream that nobody refers to is collected.
+    __slots__ = ("__weakref__", "_channel", "_over", "_producing", "_turn")
+
+    def __init__(self, producing: EagerTask[None], channel: Channel[T]) -> None:
+        """Not for users: call a function under `@eager_stream`."""
+        self._producing = producing
+        self._channel = channel
+        self._over = False  # whether the consumer has seen the end, or left
+        self._turn = allocate_lock()  # held while the next item is being taken
+        if not producing._call_when_done(channel, channel.wake_consumer):
+            channel.wake_consumer()
+
+    # In plain code
+
+    def __iter__(self) -> Iterator[T]:
+        """Iterate in plain code, blocking the thread while there is no item.
+
+        Raises:
+            DeadlockError: In the loop's own thread, while the generator runs.
+        """
+        if self._producing._in_loop_thread():
+            self._check_blocking()
+        return self
+
+    def __next__(self) -> T:
+        """Return the next item, as soon as there is one. From any thread but the loop's own.
+
+        Raises:
+            StopIteration: At the end, or after `close()`.
+            BaseException: What the generator raised, once.
+            RuntimeError: If another consumer waits for an item.
+            DeadlockError: In the loop's own thread, if there is no item yet.
+            asyncio.CancelledError: If the loop was shut down, or the process ends.
+        """
+        __tracebackhide__ = True
+        self._take_turn()
+        try:
+            while not self._over:
+                try:
+                    return self._channel.take()
+                except IndexError:
+                    if not self._sees_end():
+                        self._block()
+            raise StopIteration
+        finally:
+            self._turn.release()
+
+    def _block(self) -> None:
+        """Wait until there is an item, or the end."""
+        loop_thread = self._producing._loop_thread
+        if loop_thread is None:
+            return  # the end
+        self._check_blocking()
+        lock = allocate_lock()
+        lock.acquire()
+        try:
+            if self._channel.call_at_next(lock.release, self._producing):
+                loop_thread.wait_for(lock, None)
+        finally:
+            self._channel.forget_consumer()
+
+    def _check_blocking(self) -> None:
+        self._producing._check_blocking("`async for` in place of `for`")
+
+    def close(self) -> None:
+        """End the generator if it runs, and wait for its cleanup. From any thread but the loop's own.
+
+        What it does at the moment is cancelled; at a `yield`, it gets `GeneratorExit`.
+
+        Raises:
+            DeadlockError: In the loop's own thread, if it runs; it ends all the same.
+            BaseException: What the cleanup raised.
+        """
+        if self._leave():
+            self._producing._block(None, "`await stream.aclose()` in place of `stream.close()`")
+            self._raise_from_cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # In asyncio
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Iterate in any asyncio task, of any loop, without blocking it."""
+        return self
+
+    async def __anext__(self) -> T:
+        """Return the next item, as soon as there is one. A wait that is cancelled loses none.
+
+        Raises:
+            StopAsyncIteration: At the end, or after `aclose()`.
+            BaseException: What the generator raised, once.
+            RuntimeError: If another consumer waits for an item.
+            asyncio.CancelledError: If the loop was shut down, or the process ends.
+        """
+        __tracebackhide__ = True
+        self._take_turn()
+        try:
+            while not self._over:
+                try:
+                    return self._channel.take()
+                except IndexError:
+                    if not self._sees_end():
+                        await self._wait()
+            raise StopAsyncIteration
+        finally:
+            self._turn.release()
+
+    async def _wait(self) -> None:
+        """Wait until there is an item, or the end."""
+        awaiter = self._producing._new_awaiter()
+        try:
+            if self._channel.call_at_next(awaiter, self._producing):
+                await awaiter.future
+        finally:
+            self._channel.forget_consumer()
+
+    async def aclose(self) -> None:
+        """End the generator if it runs, and wait for its cleanup. In any asyncio task, of any loop.
+
+        What it does at the moment is cancelled; at a `yield`, it gets `GeneratorExit`.
+
+        Raises:
+            BaseException: What the cleanup raised.
+        """
+        if self._leave():
+            awaiter = self._producing._new_awaiter()
+            if self._producing._call_when_done(awaiter, awaiter):
+                await awaiter.future
+            self._raise_from_cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    # For both
+
+    def __del__(self) -> None:
+        self._leave()
+
+    def __repr__(self) -> str:
+        producing, ahead = self._producing, len(self._channel.items)
+        items = "item" if ahead == 1 else "items"
+        state = producing._condition_text("ended")
+        return (
+            f"<EagerStream {id(self):#x} {producing.get_name()} {state}, {ahead} {items} ahead, "
+            f"{producing._call_text()}>"
+        )
+
+    def _take_turn(self) -> None:
+        if not self._turn.acquire(False):  # noqa: FBT003
+            raise RuntimeError(
+                f"{self!r} has a consumer that waits for the next item; a stream has one at a time: "
+                f"make a call for each, or let one hand the items on, by a `queue.Queue` for example"
+            )
+
+    def _sees_end(self) -> bool:
+        """Whether no item will come; raises what the generator raised."""
+        done = self._producing.done()  # looked at first, for no item comes after the end
+        if self._channel.items or not done:
+            return False
+        self._over = True
+        self._producing.result()
+        return True
+
+    def _leave(self) -> bool:
+        """Have the generator end; return whether it still ran."""
+        self._over = True
+        self._channel.close()
+        return self._producing.cancel()
+
+    def _raise_from_cleanup(self) -> None:
+        if not self._producing.cancelled():
+            self._producing.result()
+
+
+def start_stream(
+    generator: AsyncGenerator[T, Any],
+    buffer: int,
+    loop_thread: LoopThread,
+    name: str,
+    daemon: bool | None,  # noqa: FBT001
+    context: contextvars.Context,
+    caller: types.FrameType,
+) -> EagerStream[T]:
+    """Have a generator begin on a loop; as for `LoopThread.start_task`."""
+    channel: Channel[T] = Channel(buffer, loop_thread)
+    producing = loop_thread.start_task(_produce(generator, channel), name, daemon, context, caller)
+    return EagerStream(producing, channel)
+
+
+async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> None:
+    async with aclosing(generator):
+        async for item in generator:
+            if not channel.put(item) and not await channel.rest():
+                break
