@@ -102,6 +102,12 @@ def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
         pytest.fail("\n".join(problems), pytrace=False)
 
 
+def pytest_collection_finish() -> None:
+    """Have the collector, which runs after each test, pass over what was there before the first."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the tests marked as `untraced` while coverage measures; `.ci/run` runs them by themselves."""
     if "COVERAGE_PROCESS_CONFIG" in os.environ:

@@ -219,3 +219,14 @@ def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(inner, "_csock", FailsOnce())
         assert loop.create_task(double(21)).result(PATIENCE) == 42
         assert failed.is_set()
+
+
+def test_without_the_gil_a_blocked_loop_is_named_without_its_stack(
+    signal_: WarningSignal, expected_log: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of a thread that runs can't be read then; the warning says so."""
+    monkeypatch.setattr("eager_async._loop_thread.GIL_ENABLED", False)
+    expected_log(r"'stuck' has not turned .* \(without the GIL, its stack can't be read from here\)$")
+    with BackgroundLoop(name="stuck", blocked_after=0.05) as loop:
+        assert loop.create_task(Stall(signal_.warned)()).result(PATIENCE) == "went on"
+    assert signal_.number == 1

@@ -567,6 +567,35 @@ def test_parent_can_be_cancelled_by_its_child_in_its_first_segment() -> None:
     assert outcome(handle[0].result).args == ("by the child",)
 
 
+@pytest.mark.parametrize("task_factory", TASK_FACTORIES, ids=["own", "eager"][: len(TASK_FACTORIES)])
+def test_a_nested_call_can_cancel_its_caller_under_any_task_factory(task_factory: Any) -> None:
+    """In the first segment of both, which such a factory may run itself: the caller's next await raises."""
+
+    def make_loop() -> asyncio.AbstractEventLoop:
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(task_factory)
+        return loop
+
+    handle: list[EagerTask[str]] = []
+    handed_over = threading.Event()
+
+    async def child() -> bool:
+        return handle[0].cancel("by the child")
+
+    async def parent() -> str:
+        assert handed_over.wait(PATIENCE)
+        assert loop.create_task(child()).result()
+        await asyncio.sleep(0)
+        return "went on"
+
+    with BackgroundLoop(name="eager-async-test-other", loop_factory=make_loop) as loop:
+        handle.append(loop.create_task(parent()))
+        handed_over.set()
+        error = outcome(handle[0].result)
+    assert isinstance(error, asyncio.CancelledError)
+    assert error.args == ("by the child",)
+
+
 # Requests of awaiters
 
 

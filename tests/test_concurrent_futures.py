@@ -449,6 +449,22 @@ def test_wrap_future_hands_cancellation_on_in_both_directions() -> None:
     asyncio.run(main())
 
 
+def test_a_snapshot_is_as_of_any_future() -> None:
+    """What `wrap_future` reads since 3.15 says of a task what it says of other futures."""
+    gate = Gate()
+    pending: Any = wait_for(gate)
+    assert pending._get_snapshot() == (False, False, None, None)
+    gate.open()
+    finished: Any = answer("yes")
+    failed: Any = fail_after(gate)
+    cancelled: Any = endless()
+    cancelled.cancel("no more")
+    concurrent.futures.wait([pending, finished, failed, cancelled])
+    assert finished._get_snapshot() == (True, False, "yes", None)
+    assert failed._get_snapshot() == (True, False, None, failed.exception())
+    assert cancelled._get_snapshot() == (True, True, None, None)
+
+
 def test_a_task_can_be_wrapped_in_many_loops_at_once(threads: ThreadPoolExecutor) -> None:
     """All get the result."""
 

@@ -421,6 +421,29 @@ def test_a_marked_function_that_returns_a_coroutine_works() -> None:
 # What stays
 
 
+def test_a_decorator_may_be_written_with_wraps_above() -> None:
+    """`functools.wraps` above `@eager` names the inner function; what is called stays that function."""
+    steps: list[str] = []
+
+    def noted(function: Callable[[int], Coroutine[Any, Any, int]]) -> Callable[[int], EagerTask[int]]:
+        @functools.wraps(function)
+        @eager
+        async def run(number: int) -> int:
+            steps.append("before")
+            return await function(number)
+
+        return run
+
+    async def double(number: int) -> int:
+        """Twice as much."""
+        return 2 * number
+
+    doubled = noted(double)
+    assert (doubled(2).result(), steps) == (4, ["before"])
+    assert (doubled.__name__, doubled.__doc__) == ("double", "Twice as much.")
+    assert inspect.unwrap(doubled) is double
+
+
 def test_name_docstring_and_attributes_stay() -> None:
     """Name, qualified name, module, docstring and attributes are the undecorated function's."""
     assert (add.__name__, add.__qualname__) == ("add", "add")

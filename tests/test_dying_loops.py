@@ -14,7 +14,7 @@ import pytest
 from eager_async import BackgroundLoop, EagerTask, LoopClosedError, eager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -475,6 +475,75 @@ def test_an_interrupt_while_the_thread_starts_leaves_nothing_broken(
     assert all(asyncio_loop.is_closed() for asyncio_loop in made)
 
 
+def test_tasks_that_await_one_another_on_a_dead_loop_all_fail(
+    fragile: FragileLoop, expected_log: Callable[[str], None]
+) -> None:
+    """The loop can't wake up an awaiter of its own any more, which fails all the same, in peace."""
+    expected_log("'fragile' is dead")
+    expected_log("Task was destroyed but it is pending")
+    expected_log("Task was destroyed but it is pending")
+    waiting = threading.Event()
+
+    async def suspended() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def await_it() -> None:
+        asyncio.get_running_loop().call_soon(waiting.set)
+        await inner
+
+    inner = fragile.loop.create_task(suspended())
+    outer = fragile.loop.create_task(await_it())
+    assert waiting.wait(PATIENCE)
+    fragile.kill(Broken("selector"))
+    for task in (inner, outer):
+        assert isinstance(task.exception(PATIENCE), LoopClosedError)
+
+
+def test_who_blocks_while_the_loop_dies_gets_the_tasks_error(expected_log: Callable[[str], None]) -> None:
+    """A thread that looks whether the loop turns may find it closed already, and goes on waiting."""
+    expected_log("'fragile' is dead")
+    expected_log("Task was destroyed but it is pending")
+    selector = FragileSelector()
+    looked = threading.Event()
+
+    class SlowToDie(asyncio.SelectorEventLoop):
+        """A loop that is closed for a while before its tasks fail."""
+
+        def close(self) -> None:
+            super().close()
+            assert looked.wait(PATIENCE)
+
+        def call_soon_threadsafe(self, *args: Any, **options: Any) -> asyncio.Handle:
+            if self.is_closed():
+                looked.set()
+            return super().call_soon_threadsafe(*args, **options)
+
+    async def die() -> None:
+        selector.broken = Broken("selector")
+        asyncio.get_running_loop().call_soon(asyncio.get_running_loop().stop)
+        await asyncio.get_running_loop().create_future()
+
+    loop = BackgroundLoop(name="fragile", blocked_after=0.02, loop_factory=lambda: SlowToDie(selector))
+    task = loop.create_task(die())
+    with pytest.raises(LoopClosedError, match=r"die\(\) called at"):
+        task.result(PATIENCE)
+    loop.shutdown()
+
+
+def test_a_task_that_has_ended_is_not_lost(fragile: FragileLoop, expected_log: Callable[[str], None]) -> None:
+    """Its outcome stands, even if the loop dies before it has struck the task off the unfinished."""
+    expected_log("'fragile' is dead")
+    task = fragile.loop.create_task(double(1))
+    assert task.result() == 2
+    loop_thread = fragile.loop._loop_thread
+    assert loop_thread is not None
+    loop_thread.tasks[task] = None  # as between its end and that
+    fragile.kill(Broken("selector"))
+    loop_thread.join()
+    assert task.result() == 2
+    assert fragile.loop.tasks() == set()
+
+
 # Bodies that cancel whatever they find
 
 
@@ -522,3 +591,34 @@ def test_cleanup_that_cancels_all_tasks_does_not_harm_the_shutdown(loop_factory:
     loop.shutdown()
     assert cleaned == ["cleaned"]
     assert task.cancelled()
+
+
+def test_an_async_generator_that_cancels_all_tasks_does_not_harm_the_shutdown(
+    loop_factory: LoopFactory,
+) -> None:
+    """While it is closed: the loop's executor is shut all the same, and the loop is closed in peace."""
+    left: list[Any] = []
+    cleaned: list[str] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            with contextlib.suppress(asyncio.CancelledError):
+                for task in asyncio.all_tasks():
+                    task.cancel()
+                await asyncio.sleep(0)
+            cleaned.append("cleaned")
+
+    async def leave_one() -> threading.Thread:
+        left.append(numbers())
+        await anext(left[0])
+        return await asyncio.to_thread(threading.current_thread)
+
+    with BackgroundLoop(loop_factory=loop_factory) as loop:
+        worker = loop.create_task(leave_one()).result(PATIENCE)
+        asyncio_loop = loop.asyncio_loop
+    assert cleaned == ["cleaned"]
+    assert asyncio_loop.is_closed()
+    worker.join(PATIENCE)
+    assert not worker.is_alive()

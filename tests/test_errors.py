@@ -681,3 +681,19 @@ def test_a_failed_task_leaves_the_exit_code_alone(run_python: RunPython) -> None
     )
     assert process.returncode == 7
     assert process.stderr.count("leave() called at program.py:9") == 1
+
+
+def test_a_report_at_the_end_that_drops_other_tasks_loses_none(run_python: RunPython) -> None:
+    """Each exception is reported once, also if the handler drops the last reference to the others."""
+    process = run_python(
+        PROGRAM
+        + """
+    def handler(loop, context):
+        tasks.clear()
+        print("told")
+
+    shared_loop().asyncio_loop.set_exception_handler(handler)
+    tasks = [fail() for _ in range(3)]
+    """
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "told\n" * 3, "")

@@ -703,6 +703,7 @@ def test_ctrl_c_at_the_exit_gets_through_where_a_wait_cannot_be_interrupted(run:
         from eager_async import _exit
 
         _exit.UNINTERRUPTIBLE_WAIT = 0.05
+        _exit._SAY_AFTER = 3600
 
         @eager
         async def endless():

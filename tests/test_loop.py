@@ -1109,3 +1109,39 @@ def test_a_first_call_that_the_end_of_the_process_overtakes_is_refused(
     assert inspect.getcoroutinestate(coro) == inspect.CORO_CLOSED
     assert [loop.is_closed() for loop in made] == [True]
     assert "overtaken" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_interrupted_calls_that_nobody_holds_are_ended(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
+    """A Ctrl-C just after a call was queued leaves no task behind, however many there were."""
+    steps: list[str] = []
+
+    async def body() -> None:
+        steps.append("begun")
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            steps.append("ended")
+
+    async def block() -> None:
+        gate.opened.wait()
+
+    loop = BackgroundLoop()
+    loop.create_task(block())
+    loop_thread = loop._loop_thread
+    assert loop_thread is not None
+    run_soon = loop_thread.run_soon
+
+    def queue_and_interrupt(task: Any) -> None:
+        run_soon(task)
+        raise KeyboardInterrupt
+
+    coros = [body() for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_thread, "run_soon", queue_and_interrupt)
+        for coro in coros:
+            with pytest.raises(KeyboardInterrupt):
+                loop.create_task(coro)
+    gate.opened.set()
+    loop.shutdown()
+    assert steps in ([], ["begun", "ended"])  # the first was queued before anybody knew of the interrupts
+    assert [inspect.getcoroutinestate(coro) for coro in coros] == [inspect.CORO_CLOSED] * 3

@@ -293,3 +293,37 @@ def test_calls_leave_signal_handlers_alone(run: RunPython) -> None:
         atexit.register(lambda: say(handlers() == before))
     """
     check(run(source), "True", "True")
+
+
+def test_ctrl_c_gets_through_where_a_wait_for_a_lock_cannot_be_interrupted(run: RunPython) -> None:
+    """As on Windows before 3.14: a blocked `result()` waits in short pieces, and looks in between."""
+    source = """
+        from staging import *
+        from eager_async import _loop_thread
+
+        _loop_thread.UNINTERRUPTIBLE_WAIT = 0.05
+        set_shared_loop(BackgroundLoop(blocked_after=3600))
+
+        class Unfelt(Work):
+            '''Interrupts by a signal that another thread gets: it doesn't wake up the main thread.'''
+
+            async def __call__(self):
+                await asyncio.to_thread(self.main_waits.wait)
+                await asyncio.sleep(0.1)
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.to_thread(self.go_on.wait)
+                return "worked"
+
+        work = Unfelt()
+        task = eager(work)()
+        for wait in (task.result, lambda: task.result(60)):
+            try:
+                work.main_waits.set()
+                wait()
+            except KeyboardInterrupt:
+                say("interrupted")
+                break
+        work.go_on.set()
+        say(task.result())
+    """
+    check(run(source), "interrupted", "worked")

@@ -1096,3 +1096,34 @@ def test_arguments_are_dropped_with_the_task() -> None:
     echo(1).result(WAIT)  # the loop has let go of the turn in which they ended
     gc.collect()
     assert [reference() for reference in references] == [None, None]
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt])
+def test_a_first_step_that_breaks_off_fails_its_task_alone(
+    kind: type[BaseException], expected_log: Callable[[str], None]
+) -> None:
+    """What the body awaits may be broken: what it raises goes to the task, and the loop lives on."""
+    expected_log("exception was never retrieved")  # asyncio's own task, too, can't go on
+
+    class Broken(asyncio.Future[None]):
+        """A future that nobody can wait for."""
+
+        def add_done_callback(self, *_args: Any, **_options: Any) -> None:
+            raise kind("broken")
+
+    @eager
+    async def awaits_it() -> None:
+        await Broken()
+
+    @eager
+    async def outer() -> str:
+        asyncio.get_running_loop().set_task_factory(users_task_factory)
+        me = asyncio.current_task()
+        task = awaits_it()
+        assert asyncio.current_task() is me
+        with pytest.raises(kind, match="broken"):
+            await task
+        return "goes on"
+
+    assert outer().result(WAIT) == "goes on"
+    assert echo(1).result(WAIT) == 1

@@ -741,8 +741,10 @@ def test_a_call_in_a_notebook_is_named_by_its_cell(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=Shell))
     names: dict[str, Any] = {"answer": answer}
     exec(compile("task = answer()", "/tmp/ipykernel_1/2.py", "exec"), names)
+    task = answer()
+    assert names["task"].result() == task.result() == 42
     assert "called at Cell In[4]:1>" in repr(names["task"])
-    assert "test_task.py:" in repr(answer())
+    assert "test_task.py:" in repr(task)
 
 
 # Without the GIL
