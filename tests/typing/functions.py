@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Literal, Protocol, TypeVar, assert_type
+from typing import Any, Literal, ParamSpec, Protocol, TypeVar, assert_type, overload
 
 from eager_async import BackgroundLoop, EagerTask, eager
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 background = BackgroundLoop()
@@ -61,6 +63,15 @@ assert_type(functools.partial(fetch, "url")(), EagerTask[bytes])
 assert_type(eager(asyncio.sleep)(1, "slept"), EagerTask[str])
 
 
+@eager
+async def collects(*numbers: int, **names: str) -> int:
+    return len(numbers) + len(names)
+
+
+assert_type(collects(1, 2, key="value"), EagerTask[int])
+started: list[EagerTask[bytes]] = [fetch(url) for url in ("a", "b")]
+
+
 # Arguments are checked
 
 fetch()  # type: ignore[call-arg]
@@ -71,8 +82,14 @@ fetch("url", strict=1)  # type: ignore[arg-type]
 fetch("url", wrong=1)  # type: ignore[call-arg]
 with_options("x")  # type: ignore[arg-type]
 without_options()  # type: ignore[call-arg]
+collects("one")  # type: ignore[arg-type]
+collects(key=1)  # type: ignore[arg-type]
+eager(plain)("x")  # type: ignore[arg-type]
+eager(daemon=True)(plain)()  # type: ignore[call-arg]
 fetch("url").result("soon")  # type: ignore[arg-type]
 text: str = fetch("url").result()  # type: ignore[assignment]
+not_called: EagerTask[bytes] = fetch  # type: ignore[assignment]
+other_tasks: list[EagerTask[str]] = [fetch("url")]  # type: ignore[list-item]
 
 
 # What can be decorated
@@ -101,13 +118,32 @@ eager(plain_function)  # type: ignore[arg-type]
 eager(generator)  # type: ignore[arg-type]
 eager(plain(1))  # type: ignore[call-overload]
 eager(3)  # type: ignore[call-overload]
+eager(None)  # type: ignore[call-overload]
+eager(plain, plain)  # type: ignore[call-overload]
+eager(functools.partial(plain_function, 1))  # type: ignore[arg-type]
+eager(time.sleep)  # type: ignore[arg-type]
 eager(loop=background)(plain_function)  # type: ignore[arg-type]
+eager(loop=background)(generator)  # type: ignore[arg-type]
+eager(loop=background)()  # type: ignore[call-overload]
+
+
+@eager  # type: ignore[arg-type]
+def decorated_plain(x: int) -> int:
+    return x
+
+
+@eager(daemon=True)  # type: ignore[arg-type]
+def decorated_plain_with_options(x: int) -> int:
+    return x
 
 
 # Options are checked
 
 eager(loop=asyncio.new_event_loop())  # type: ignore[call-overload]
+eager(loop="background")  # type: ignore[call-overload]
+eager(loop=BackgroundLoop)  # type: ignore[call-overload]
 eager(daemon="yes")  # type: ignore[call-overload]
+eager(daemon=1)  # type: ignore[call-overload]
 eager(retries=3)  # type: ignore[call-overload]
 eager(plain, loop=background)  # type: ignore[call-overload]
 
@@ -142,6 +178,62 @@ def route(function: Callable[[str], Coroutine[Any, Any, T]]) -> T:
 
 assert_type(route(fetch), bytes)
 route(with_options)  # type: ignore[arg-type]
+
+
+# With other decorators, above and below
+
+
+def logged(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    return function
+
+
+def timed(function: Callable[P, T]) -> Callable[P, T]:
+    return function
+
+
+@logged
+@eager
+async def logged_eager(x: int) -> str:
+    return str(x)
+
+
+@eager
+@logged
+async def eager_logged(x: int) -> str:
+    return str(x)
+
+
+@timed
+@eager
+async def timed_eager(x: int) -> str:
+    return str(x)
+
+
+assert_type(asyncio.run(logged_eager(1)), str)
+assert_type(eager_logged(1), EagerTask[str])
+assert_type(timed_eager(1), EagerTask[str])
+asyncio.run(logged_eager("x"))  # type: ignore[arg-type]
+eager_logged("x")  # type: ignore[arg-type]
+timed_eager("x")  # type: ignore[arg-type]
+
+
+# Overloads
+
+
+@overload
+@eager
+async def double(x: int) -> int: ...
+@overload
+@eager
+async def double(x: str) -> str: ...
+@eager
+async def double(x: int | str) -> Any:
+    return x * 2
+
+
+assert_type(double(1), EagerTask[int])
+assert_type(double("x").result(), str)
+double(b"x")  # type: ignore[call-overload]
 
 
 # It is still a function to those who look at it

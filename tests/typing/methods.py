@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, Protocol, Self, TypeVar, assert_type
 
 from typing_extensions import override
@@ -85,6 +85,8 @@ assert_type(client.class_with_options(1), EagerTask[str])
 assert_type(client.static_with_options(1), EagerTask[str])
 assert_type(client.size, EagerTask[int])
 assert_type(eager(client.plain)(1), EagerTask[str])
+assert_type(eager(Client.plain)(client, 1), EagerTask[str])
+assert_type(eager(daemon=True)(client.plain)(1), EagerTask[str])
 
 client.get()  # type: ignore[call-arg]
 client.get(1)  # type: ignore[arg-type]
@@ -96,6 +98,8 @@ client.eager_static("x")  # type: ignore[arg-type]
 client.static_eager("x")  # type: ignore[arg-type]
 client.class_with_options("x")  # type: ignore[arg-type]
 client.static_with_options("x")  # type: ignore[arg-type]
+eager(client.plain)("x")  # type: ignore[arg-type]
+eager(Client.plain)(1)  # type: ignore[call-arg, arg-type]
 client.missing()  # type: ignore[attr-defined]
 
 
@@ -114,6 +118,8 @@ Client.get("url")  # type: ignore[call-arg, arg-type]
 Client.eager_class()  # type: ignore[call-arg]
 Client.class_eager(Client, 1)  # type: ignore[call-arg, arg-type]
 Client.eager_static()  # type: ignore[call-arg]
+Client.class_with_options("x")  # type: ignore[arg-type]
+Client.static_with_options("x")  # type: ignore[arg-type]
 
 
 # As callbacks
@@ -123,6 +129,71 @@ starter: Callable[[str], EagerTask[bytes]] = client.get
 unbound: Callable[[Client, str], EagerTask[bytes]] = Client.get
 of_class: Callable[[int], EagerTask[str]] = Client.class_eager
 wrong: Callable[[int], EagerTask[bytes]] = client.get  # type: ignore[assignment]
+
+
+class SupportsCall(Protocol):
+    def __call__(self, url: str, *, timeout: float = 1.0) -> EagerTask[bytes]: ...
+
+
+by_protocol: SupportsCall = client.get
+wrong_by_protocol: SupportsCall = client.post  # type: ignore[assignment]
+
+
+# Class and static methods made of functions that are there already
+
+
+async def takes_class(cls: type[Any], x: int) -> str:
+    return f"{cls}{x}"
+
+
+async def takes_none(x: int) -> str:
+    return str(x)
+
+
+class Assembled:
+    of_class = eager(classmethod(takes_class))
+    of_none = eager(staticmethod(takes_none))
+    of_class_with_options = eager(daemon=True)(classmethod(takes_class))
+    of_none_with_options = eager(daemon=True)(staticmethod(takes_none))
+
+
+assert_type(Assembled.of_class(1), EagerTask[str])
+assert_type(Assembled().of_none(1), EagerTask[str])
+assert_type(Assembled().of_class_with_options(1), EagerTask[str])
+assert_type(Assembled.of_none_with_options(1), EagerTask[str])
+Assembled().of_class("x")  # type: ignore[arg-type]
+Assembled.of_none("x")  # type: ignore[arg-type]
+Assembled.of_class_with_options("x")  # type: ignore[arg-type]
+Assembled().of_none_with_options("x")  # type: ignore[arg-type]
+eager(staticmethod(print))  # type: ignore[arg-type]
+
+
+# What isn't async can't be decorated
+
+
+class Mistakes:
+    @eager  # type: ignore[arg-type]
+    def plain(self) -> int:
+        return 1
+
+    @eager  # type: ignore[arg-type]
+    @classmethod
+    def class_method(cls) -> int:
+        return 1
+
+    @eager(daemon=True)  # type: ignore[arg-type]
+    @staticmethod
+    def static_method() -> int:
+        return 1
+
+    @eager  # type: ignore[prop-decorator, arg-type]
+    @property
+    def size(self) -> int:
+        return 1
+
+    @eager  # type: ignore[arg-type]
+    async def generator(self) -> AsyncIterator[int]:
+        yield 1
 
 
 # Subclasses

@@ -8,7 +8,7 @@ import concurrent.futures
 import contextvars
 import types
 from collections.abc import Awaitable, Coroutine
-from typing import Any, assert_type
+from typing import Any, TypeVar, assert_type
 
 from eager_async import (
     BackgroundLoop,
@@ -20,6 +20,8 @@ from eager_async import (
     set_shared_loop,
     shared_loop,
 )
+
+T = TypeVar("T")
 
 
 @eager
@@ -56,9 +58,25 @@ task.get_loop()  # type: ignore[attr-defined]
 future: concurrent.futures.Future[int] = task
 coroutine: Coroutine[Any, Any, int] = task
 awaitable: Awaitable[int] = task
+any_future: concurrent.futures.Future[Any] = task
+any_coroutine: Coroutine[Any, Any, object] = task
 wrong_future: concurrent.futures.Future[str] = task  # type: ignore[assignment]
 wrong_coroutine: Coroutine[Any, Any, str] = task  # type: ignore[assignment]
 asyncio_future: asyncio.Future[int] = task  # type: ignore[assignment]
+
+
+def poll(future: concurrent.futures.Future[T]) -> T | None:
+    return future.result() if future.done() else None
+
+
+async def drive(coro: Coroutine[Any, Any, T]) -> T:
+    return await coro
+
+
+assert_type(poll(task), int | None)
+assert_type(asyncio.run(drive(task)), int)
+poll(plain())  # type: ignore[arg-type]
+asyncio.run(drive(3))  # type: ignore[arg-type]
 
 assert_type(concurrent.futures.wait([number(), number()]).done, set[concurrent.futures.Future[int]])
 for finished in concurrent.futures.as_completed([number(), number()]):
@@ -114,6 +132,26 @@ async def asyncio_code() -> None:
     loop.run_until_complete(number())
     wrong: str = await number()  # type: ignore[assignment]
     await asyncio.sleep(0, wrong)
+    wrong = await asyncio.shield(number())  # type: ignore[arg-type]
+    wrong = await asyncio.wait_for(number(), timeout=1)  # type: ignore[arg-type]
+    wrong = await asyncio.create_task(number())  # type: ignore[arg-type]
+    wrong, _ = await asyncio.gather(number(), text())  # type: ignore[assignment]
+
+
+# Not called, or not for asyncio's functions
+
+asyncio.run(number)  # type: ignore[arg-type]
+
+
+async def mistakes() -> None:
+    await number  # type: ignore[misc]
+    await asyncio.create_task(number)  # type: ignore[arg-type]
+    await asyncio.gather(number)  # type: ignore[call-overload]
+    await asyncio.wait_for(number, timeout=1)  # type: ignore[arg-type]
+    await asyncio.shield(number)  # type: ignore[arg-type]
+    await asyncio.wait([number()])  # type: ignore[type-var]
+    async with asyncio.TaskGroup() as group:
+        group.create_task(number)  # type: ignore[arg-type]
 
 
 # Loops
@@ -127,17 +165,30 @@ with BackgroundLoop(name="mine", loop_factory=asyncio.new_event_loop, debug=True
     assert_type(loop.create_task(number()), EagerTask[int])
     loop.create_task(plain)  # type: ignore[arg-type]
     loop.create_task(asyncio.sleep(1), "name")  # type: ignore[call-arg]
+    loop.create_task(asyncio.Future[int]())  # type: ignore[arg-type]
+    loop.create_task(plain(), name=1)  # type: ignore[arg-type]
+    loop.create_task(plain(), daemon="yes")  # type: ignore[arg-type]
+    loop.create_task(plain(), context={})  # type: ignore[arg-type]
+    loop.create_task(plain(), retries=3)  # type: ignore[call-arg]
+    wrong_task: EagerTask[str] = loop.create_task(plain())  # type: ignore[arg-type]
     assert_type(loop.tasks(), set[EagerTask[Any]])
     assert_type(loop.asyncio_loop, asyncio.AbstractEventLoop)
     loop.shutdown(wait=False, cancel_futures=True)
     loop.shutdown(True, True)  # type: ignore[call-arg]
 
 BackgroundLoop("mine")  # type: ignore[call-arg]
+BackgroundLoop(name=1)  # type: ignore[arg-type]
+BackgroundLoop(loop_factory=asyncio.new_event_loop())  # type: ignore[arg-type]
+BackgroundLoop(loop_factory=BackgroundLoop)  # type: ignore[arg-type]
+BackgroundLoop(debug="yes")  # type: ignore[arg-type]
 BackgroundLoop(blocked_after="5")  # type: ignore[arg-type]
+BackgroundLoop(exit_timeout="5")  # type: ignore[arg-type]
+BackgroundLoop(threads=2)  # type: ignore[call-arg]
 BackgroundLoop(exit_timeout=None, blocked_after=1)
 assert_type(shared_loop(), BackgroundLoop)
 assert_type(set_shared_loop(BackgroundLoop()), BackgroundLoop)
 set_shared_loop(asyncio.new_event_loop())  # type: ignore[arg-type]
+set_shared_loop(None)  # type: ignore[arg-type]
 
 
 # Errors
