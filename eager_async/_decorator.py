@@ -65,7 +65,7 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
 
     def __init__(self, function: Any, *options: object) -> None:
         _FunctionWrapper.__init__(self, function, function)
-        self._self_options = options
+        self._self_parts = function, *options  # all in one, since a proxy's attributes are dear
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "__wrapped__":  # by `functools.wraps`: a proxy would call that from now on
@@ -88,8 +88,9 @@ class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
     """A method, as looked up on an instance or a class."""
 
     @property
-    def _self_options(self) -> Any:
-        return self._self_parent._self_options
+    def _self_parts(self) -> Any:
+        _, *options = self._self_parent._self_parts
+        return self.__wrapped__, *options
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return getattr, (self._holder(), self.__name__)
@@ -112,9 +113,9 @@ class _TaskStarter:
     __slots__ = ()  # a `__dict__` of its own would hide wrapt's
 
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerTask[Any]:
-        loop, name, daemon, limit = self._self_options
+        function, loop, name, daemon, limit = self._self_parts
         loop_thread = thread_of(loop)
-        coro = self.__wrapped__(*args, **kwargs)  # wrong arguments raise TypeError here
+        coro = function(*args, **kwargs)  # wrong arguments raise TypeError here
         if coro.__class__ is not CoroutineType and not iscoroutine(coro):
             raise TypeError(f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`")
         return loop_thread.start_task(coro, name, daemon, copy_context(), _getframe(1), limit)
@@ -137,9 +138,9 @@ class _StreamStarter:
     __slots__ = ()
 
     def __call__(self: Any, /, *args: Any, **kwargs: Any) -> EagerStream[Any]:
-        loop, name, daemon, buffer = self._self_options
+        function, loop, name, daemon, buffer = self._self_parts
         loop_thread = thread_of(loop)
-        generator = self.__wrapped__(*args, **kwargs)
+        generator = function(*args, **kwargs)
         return start_stream(generator, buffer, loop_thread, name, daemon, copy_context(), _getframe(1))
 
     def __repr__(self: Any) -> str:
@@ -153,7 +154,10 @@ class _StreamStarter:
 
 
 class _BoundStreamFunction(_StreamStarter, _BoundFunction):
-    pass
+    @property
+    def __func__(self) -> Any:
+        """Where `inspect` looks for `__code__`."""
+        return self._self_parent
 
 
 class _StreamFunction(_StreamStarter, _Function):
@@ -206,7 +210,7 @@ def eager(
         ValueError: If the limit is less than 1.
         LoopClosedError: From a call, if the loop was shut down, or the process is ending.
     """
-    _check_options(loop, daemon)
+    _check_options("eager", loop, daemon)
     if limit is not None:
         _check_number("limit", limit)
 
@@ -271,7 +275,7 @@ def eager_stream(
         ValueError: If the buffer is less than 1.
         LoopClosedError: From a call, if the loop was shut down, or the process is ending.
     """
-    _check_options(loop, daemon)
+    _check_options("eager_stream", loop, daemon)
     _check_number("buffer", buffer)
 
     def decorate(function: Any, /) -> _StreamFunction:
@@ -291,9 +295,11 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
     return not inspect.isclass(plain) and (kind(plain) or kind(getattr(plain.__class__, "__call__", None)))  # noqa: B004
 
 
-def _check_options(loop: object, daemon: object) -> None:
+def _check_options(decorator: str, loop: object, daemon: object) -> None:
     if loop is not None and not isinstance(loop, BackgroundLoop):
-        raise TypeError(f"loop must be a BackgroundLoop, not {loop!r}; write `@eager(loop=BackgroundLoop())`")
+        raise TypeError(
+            f"loop must be a BackgroundLoop, not {loop!r}; write `@{decorator}(loop=BackgroundLoop())`"
+        )
     if daemon is not None and not isinstance(daemon, bool):
         raise TypeError(f"daemon must be True, False or None, not {daemon!r}")
 

@@ -42,16 +42,14 @@ class EagerFuture(concurrent.futures.Future[T]):
     atomic step, exactly one of them makes the call.
     """
 
-    __slots__ = ("_failure", "_loop_thread", "_result", "_status")
+    __slots__ = ("_callbacks", "_failure", "_loop_thread", "_result", "_status")
 
     # The base class's `__init__` isn't called: its condition and lists are made for those who ask.
     _status: str
     _loop_thread: LoopThread | None  # None once done
     _result: Any  # once done: the result, or the arguments of the CancelledError
     _failure: Failure | None  # once done
-
-    # What few futures need is kept in the `__dict__`, which the others never get.
-    _callbacks: dict[object, Callable[[], object]] | None = None
+    _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
     @override
     def done(self) -> bool:
@@ -278,7 +276,8 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         callbacks = self._callbacks
         if callbacks is None:
-            callbacks = vars(self).setdefault("_callbacks", {})  # one atomic step: two at a time get the same
+            # One atomic step: two who come at the same time get the same.
+            self._callbacks = callbacks = vars(self).setdefault("_made_callbacks", {})
         callbacks[who] = call
         return self._status not in _DONE or callbacks.pop(who, None) is None
 

@@ -217,7 +217,8 @@ class BackgroundLoop:
                 made.close(cancel=False)
                 return self._admitting_thread()
             self._loop_thread = made  # no call since the look, and so no signal handler either
-            weakref.finalize(self, made.close, cancel=False).atexit = False
+            # Whoever holds a stream may go on, though nobody holds its loop.
+            weakref.finalize(self, made.close, cancel=False, keep_resting=True).atexit = False
             return made
 
     def _is_own_thread(self) -> bool:

@@ -79,6 +79,7 @@ class LoopThread:
         self._calls = CallQueue(loop)
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
+        self._keeps_resting = False
         self._depth = 0  # eager calls on this thread's stack
         self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
         self._probe: _Probe | None = None
@@ -242,8 +243,12 @@ class LoopThread:
 
     # The end
 
-    def close(self, *, cancel: bool) -> None:
-        """Have the thread end when its tasks have, or cancel them first. Returns at once."""
+    def close(self, *, cancel: bool, keep_resting: bool = False) -> None:
+        """Have the thread end when its tasks have, or cancel them first. Returns at once.
+
+        Those at rest are cancelled too when only such are left, but with `keep_resting`.
+        """
+        self._keeps_resting = keep_resting
         self.closing = True
         self.open = False
         if cancel:
@@ -324,7 +329,7 @@ class LoopThread:
     def _has_unfinished(self) -> bool:
         """Whether tasks are left. If none holds the process, they are cancelled, but not in their cleanup."""
         unfinished = [*self.tasks, *self.daemons]
-        if not self.holds_process():
+        if not (self.tasks if self._keeps_resting else self.holds_process()):
             for daemon in unfinished:
                 daemon._cancel_for_awaiter(CancelRequest())
         return bool(unfinished)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from eager_async._channel import Channel
+from eager_async._future import CancelRequest
 
 if TYPE_CHECKING:
     import contextvars
     import types
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
     from typing import Self
 
     from eager_async._loop_thread import LoopThread
     from eager_async._task import EagerTask
 
 T = TypeVar("T")
+
+_FOR: Final = "`async for` in place of `for`"
 
 
 class EagerStream(Generic[T]):
@@ -33,14 +36,13 @@ class EagerStream(Generic[T]):
     """
 
     # The generator's run knows the channel alone, so that a stream that nobody refers to is collected.
-    __slots__ = ("__weakref__", "_channel", "_over", "_producing", "_turn")
+    __slots__ = ("__weakref__", "_channel", "_over", "_producing")
 
     def __init__(self, producing: EagerTask[None], channel: Channel[T]) -> None:
         """Not for users: call a function under `@eager_stream`."""
         self._producing = producing
-        self._channel = channel
         self._over = False  # whether the consumer has seen the end, or left
-        self._turn = allocate_lock()  # held while the next item is being taken
+        self._channel = channel
         if not producing._call_when_done(channel, channel.wake_consumer):
             channel.wake_consumer()
 
@@ -53,7 +55,7 @@ class EagerStream(Generic[T]):
             DeadlockError: In the loop's own thread, while the generator runs.
         """
         if self._producing._in_loop_thread():
-            self._check_blocking()
+            self._producing._check_blocking(_FOR)
         return self
 
     def __next__(self) -> T:
@@ -67,34 +69,33 @@ class EagerStream(Generic[T]):
             asyncio.CancelledError: If the loop was shut down, or the process ends.
         """
         __tracebackhide__ = True
-        self._take_turn()
         try:
             while not self._over:
                 try:
                     return self._channel.take()
-                except IndexError:
-                    if not self._sees_end():
-                        self._block()
+                except IndexError:  # a handler's end, since what follows has nothing to do with it
+                    pass
+                if not self._sees_end():
+                    self._block()
             raise StopIteration
         finally:
-            self._turn.release()
+            del self  # no cycle from the exception through this frame (python/cpython#80111)
 
     def _block(self) -> None:
         """Wait until there is an item, or the end."""
+        __tracebackhide__ = True
         loop_thread = self._producing._loop_thread
         if loop_thread is None:
             return  # the end
-        self._check_blocking()
+        self._producing._check_blocking(_FOR)
         lock = allocate_lock()
         lock.acquire()
+        wake = lock.release
         try:
-            if self._channel.call_at_next(lock.release, self._producing):
+            if self._call_at_next(wake):
                 loop_thread.wait_for(lock, None)
         finally:
-            self._channel.forget_consumer()
-
-    def _check_blocking(self) -> None:
-        self._producing._check_blocking("`async for` in place of `for`")
+            self._channel.forget(wake)
 
     def close(self) -> None:
         """End the generator if it runs, and wait for its cleanup. From any thread but the loop's own.
@@ -105,15 +106,22 @@ class EagerStream(Generic[T]):
             DeadlockError: In the loop's own thread, if it runs; it ends all the same.
             BaseException: What the cleanup raised.
         """
-        if self._leave():
-            self._producing._block(None, "`await stream.aclose()` in place of `stream.close()`")
-            self._raise_from_cleanup()
+        __tracebackhide__ = True
+        try:
+            if self._leave():
+                self._producing._block(None, "`await stream.aclose()` in place of `stream.close()`")
+                self._raise_from_cleanup()
+        finally:
+            del self  # no cycle, as in `__next__`
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            del self  # no cycle, as in `__next__`
 
     # In asyncio
 
@@ -131,26 +139,27 @@ class EagerStream(Generic[T]):
             asyncio.CancelledError: If the loop was shut down, or the process ends.
         """
         __tracebackhide__ = True
-        self._take_turn()
         try:
             while not self._over:
                 try:
                     return self._channel.take()
                 except IndexError:
-                    if not self._sees_end():
-                        await self._wait()
+                    pass
+                if not self._sees_end():
+                    await self._wait()
             raise StopAsyncIteration
         finally:
-            self._turn.release()
+            del self  # no cycle, as in `__next__`
 
     async def _wait(self) -> None:
         """Wait until there is an item, or the end."""
+        __tracebackhide__ = True
         awaiter = self._producing._new_awaiter()
         try:
-            if self._channel.call_at_next(awaiter, self._producing):
+            if self._call_at_next(awaiter):
                 await awaiter.future
         finally:
-            self._channel.forget_consumer()
+            self._channel.forget(awaiter)
 
     async def aclose(self) -> None:
         """End the generator if it runs, and wait for its cleanup. In any asyncio task, of any loop.
@@ -160,22 +169,34 @@ class EagerStream(Generic[T]):
         Raises:
             BaseException: What the cleanup raised.
         """
-        if self._leave():
-            awaiter = self._producing._new_awaiter()
-            if self._producing._call_when_done(awaiter, awaiter):
-                await awaiter.future
-            self._raise_from_cleanup()
+        __tracebackhide__ = True
+        try:
+            if self._leave():
+                awaiter = self._producing._new_awaiter()
+                if self._producing._call_when_done(awaiter, awaiter):
+                    await awaiter.future
+                self._raise_from_cleanup()
+        finally:
+            del self  # no cycle, as in `__next__`
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+        try:
+            await self.aclose()
+        finally:
+            del self  # no cycle, as in `__next__`
 
     # For both
 
     def __del__(self) -> None:
-        self._leave()
+        if hasattr(self, "_channel"):  # else it was never made
+            self._leave()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Not for users: raises TypeError. Two streams would take each other's items."""
+        raise TypeError("a stream can't be copied or pickled; its items can: write `list(stream)`")
 
     def __repr__(self) -> str:
         producing, ahead = self._producing, len(self._channel.items)
@@ -186,31 +207,46 @@ class EagerStream(Generic[T]):
             f"{producing._call_text()}>"
         )
 
-    def _take_turn(self) -> None:
-        if not self._turn.acquire(False):  # noqa: FBT003
+    def _call_at_next(self, call: Callable[[], object]) -> bool:
+        """`Channel.call_at_next`, with an error that helps."""
+        __tracebackhide__ = True
+        try:
+            return self._channel.call_at_next(call, self._producing)
+        except RuntimeError:
             raise RuntimeError(
                 f"{self!r} has a consumer that waits for the next item; a stream has one at a time: "
                 f"make a call for each, or let one hand the items on, by a `queue.Queue` for example"
-            )
+            ) from None
 
     def _sees_end(self) -> bool:
         """Whether no item will come; raises what the generator raised."""
+        __tracebackhide__ = True
         done = self._producing.done()  # looked at first, for no item comes after the end
         if self._channel.items or not done:
             return False
-        self._over = True
-        self._producing.result()
+        try:
+            if not self._over:  # else another thread has closed it
+                self._over = True
+                self._producing.result()
+        finally:
+            del self  # no cycle, as in `__next__`
         return True
 
     def _leave(self) -> bool:
-        """Have the generator end; return whether it still ran."""
+        """Have the generator end; return whether it still ran. Again and again, it is cancelled once."""
+        runs = not self._producing.done()
         self._over = True
         self._channel.close()
-        return self._producing.cancel()
+        self._producing._cancel_for_awaiter(CancelRequest())
+        return runs
 
     def _raise_from_cleanup(self) -> None:
-        if not self._producing.cancelled():
-            self._producing.result()
+        __tracebackhide__ = True
+        try:
+            if not self._producing.cancelled():
+                self._producing.result()
+        finally:
+            del self  # no cycle, as in `__next__`
 
 
 def start_stream(

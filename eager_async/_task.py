@@ -59,19 +59,19 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     # Threads. `_run`, `_deliver`, `_finish` and `_end` run in the loop's thread alone. Others only ask:
     # they queue a `_deliver`, and set `_asked`, which `_run` looks at.
     __slots__ = (
+        "_asked",
         "_asyncio_task",
         "_called_at",
         "_called_in",
         "_called_when",
         "_context",
         "_coro",
+        "_limit",
         "_name",
         "_unfinished",
     )
 
-    # Of use to few tasks, and so in the `__dict__`.
-    _asked: CancelRequest | None = None  # the latest cancellation that was asked for, from any thread
-    _limit: Limit | None = None  # with a place in which it runs, or waits for its turn to
+    # Of use to few tasks, and so in the `__dict__`, which the others never get.
     _cancelling: bool = False  # whether one has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
@@ -86,12 +86,15 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     ) -> None:
         """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
         self._status = PENDING
+        self._callbacks = None
         self._loop_thread = loop_thread
         self._coro: Coroutine[Any, Any, T] | None = coro
         self._context: contextvars.Context | None = context
         self._name = name
         self._unfinished = unfinished  # where its loop keeps it until it is done
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
+        self._asked: CancelRequest | None = None  # the latest cancellation asked for, from any thread
+        self._limit: Limit | None = None  # with a place in which it runs, or waits for its turn to
         # The line of the call is worked out when somebody wants to read it.
         self._called_in = caller.f_code
         self._called_at = caller.f_lasti
@@ -195,6 +198,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         """
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
         vars(self).clear()  # a condition may be held by a thread that isn't here
+        self._callbacks = None
         if not self.done():
             error = LoopClosedError(f"{self._description()} runs in the parent process")
             self._failure = Failure(error, None)
