@@ -10,8 +10,6 @@ from _thread import allocate_lock, get_ident
 from asyncio import CancelledError, get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from typing_extensions import override
-
 from eager_async._call_queue import call_queue
 from eager_async._cpython import CANCELLED, FINISHED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
@@ -22,8 +20,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Generator
 
+    from typing_extensions import override
+
     from eager_async._call_queue import CallQueue
     from eager_async._loop_thread import LoopThread
+else:
+    from eager_async._typing import override
 
 T = TypeVar("T")
 
@@ -359,12 +361,12 @@ class EagerFuture(concurrent.futures.Future[T]):
         raise RuntimeError(f"{type(self).__name__} does not support set_running_or_notify_cancel")
 
     @override
-    def set_result(self, result: T) -> None:
+    def set_result(self, result: T) -> None:  # noqa: ARG002  # the base class has it
         """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
         raise RuntimeError(f"{type(self).__name__} does not support set_result operation")
 
     @override
-    def set_exception(self, exception: BaseException | None) -> None:
+    def set_exception(self, exception: BaseException | None) -> None:  # noqa: ARG002  # as above
         """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
         raise RuntimeError(f"{type(self).__name__} does not support set_exception operation")
 

@@ -131,9 +131,9 @@ class LoopThread:
             own = get_ident() == self.ident
             if self.ended if own else self.closed:
                 self._refuse(task)
-            if limit is not None and not limit.admit(task):
-                pass  # its turn will come
-            elif own and self._depth < _DEEPEST_CALL:
+            if limit is not None:
+                limit.line_up(task)
+            if own and self._depth < _DEEPEST_CALL:
                 self._depth += 1
                 try:
                     task._run()
@@ -156,6 +156,7 @@ class LoopThread:
     def _refuse(self, task: EagerTask[Any]) -> None:
         """Raise, unless the thread has found the task among the unfinished, and ended it."""
         if task._unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
+            self.call_soon(self._stop)  # the thread may have seen it there, and wait for its end
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
 
     def tell_watchers(self) -> None:
@@ -252,7 +253,8 @@ class LoopThread:
         self.closing = True
         self.open = False
         if cancel:
-            for task in [*self.tasks.copy(), *self.daemons.copy()]:
+            # The latest first, so that no end gives a place to a call which is to be cancelled too.
+            for task in reversed([*self.tasks.copy(), *self.daemons.copy()]):
                 task.cancel()
         self.watch(self._stop)
         self.call_soon(self._stop)

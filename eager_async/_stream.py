@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from eager_async._task import EagerTask
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _FOR: Final = "`async for` in place of `for`"
 
 
-class EagerStream(Generic[T]):
+class EagerStream(Generic[T_co]):
     """The items of an async generator, which has started: iterate with `for`, or with `async for`.
 
     It stays at most `buffer` items ahead of its consumer. Exceptions come out where the consumer stands,
@@ -38,7 +39,7 @@ class EagerStream(Generic[T]):
     # The generator's run knows the channel alone, so that a stream that nobody refers to is collected.
     __slots__ = ("__weakref__", "_channel", "_over", "_producing")
 
-    def __init__(self, producing: EagerTask[None], channel: Channel[T]) -> None:
+    def __init__(self, producing: EagerTask[None], channel: Channel[T_co]) -> None:
         """Not for users: call a function under `@eager_stream`."""
         self._producing = producing
         self._over = False  # whether the consumer has seen the end, or left
@@ -48,7 +49,7 @@ class EagerStream(Generic[T]):
 
     # In plain code
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[T_co]:
         """Iterate in plain code, blocking the thread while there is no item.
 
         Raises:
@@ -58,7 +59,7 @@ class EagerStream(Generic[T]):
             self._producing._check_blocking(_FOR)
         return self
 
-    def __next__(self) -> T:
+    def __next__(self) -> T_co:
         """Return the next item, as soon as there is one. From any thread but the loop's own.
 
         Raises:
@@ -125,11 +126,11 @@ class EagerStream(Generic[T]):
 
     # In asyncio
 
-    def __aiter__(self) -> AsyncIterator[T]:
+    def __aiter__(self) -> AsyncIterator[T_co]:
         """Iterate in any asyncio task, of any loop, without blocking it."""
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> T_co:
         """Return the next item, as soon as there is one. A wait that is cancelled loses none.
 
         Raises:

@@ -13,8 +13,6 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from typing_extensions import override
-
 from eager_async._cpython import (
     CANCELLED,
     FINISHED,
@@ -28,7 +26,7 @@ from eager_async._cpython import (
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Failure
 from eager_async._future import CancelRequest, EagerFuture
-from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames
+from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
 
 if TYPE_CHECKING:
     import contextvars
@@ -36,8 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
+    from typing_extensions import override
+
     from eager_async._limit import Limit
     from eager_async._loop_thread import LoopThread
+else:
+    from eager_async._typing import override
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,22 +107,22 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     def _run(self) -> None:
         """Run the coroutine up to its first suspension."""
         coro, context, loop_thread = self._coro, self._context, self._loop_thread
-        if self._status != PENDING or coro is None or context is None or loop_thread is None:
-            return  # lost in the meantime
+        if context is None or coro is None or loop_thread is None:
+            return  # begun or lost in the meantime
         if self._asked is not None:
             self._asked.in_time = True
             coro.close()
             self._end(CANCELLED, self._asked.arguments)
             return
+        if self._limit is not None and not self._limit.admit(self):
+            return  # its turn will come
         self._status = RUNNING
         self._context = None
         asyncio_task: asyncio.Task[T] | None = None
         try:
-            start_now(self, loop_thread.loop, coro, context, self._name)
-            asyncio_task = self._asyncio_task
-            assert asyncio_task is not None
+            asyncio_task = start_now(self, loop_thread.loop, coro, context, self._name)
             if asyncio_task.done():
-                self._finish(asyncio_task)
+                self._finish(asyncio_task, let_out=True)
             else:
                 asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
         except BaseException as exc:  # a user's task factory may raise anything
@@ -132,8 +134,13 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         finally:
             del self, context, asyncio_task  # no cycle, as in start_now
 
-    def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
-        """Take over what came out of the coroutine."""
+    def _finish(self, asyncio_task: asyncio.Task[T], *, let_out: bool = False) -> None:
+        """Take over what came out of the coroutine.
+
+        Args:
+            asyncio_task: Which has ended.
+            let_out: Whether the loop has raised it too, if it is a SystemExit or KeyboardInterrupt.
+        """
         if self._loop_thread is None:
             return  # lost, or told twice
         try:
@@ -145,12 +152,17 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             self._end(FINISHED, asyncio_task.result())
             return
         if isinstance(exc, SystemExit | KeyboardInterrupt):
-            # asyncio has raised these in the loop too; the frames that they passed are not the task's.
+            if not let_out:
+                # uvloop raises it only after this turn: two threads must not raise one object at a time.
+                self._loop_thread.loop.call_soon(partial(self._finish, asyncio_task, let_out=True))
+                return
+            # The frames that it passed in the loop are not the task's.
             exc.with_traceback(coroutine_part(exc.__traceback__))
         self._end(FINISHED, None, self._failed(exc))
 
     def _failed(self, exc: BaseException) -> Failure:
         assert self._loop_thread is not None
+        exc.with_traceback(users_part(exc.__traceback__))
         message = f"exception of {self._description()} was never retrieved"
         return Failure(exc, partial(self._loop_thread.report, message))
 
@@ -189,6 +201,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             self._end(CANCELLED, ())
             if coro is not None:
                 coro.close()
+        elif self._limit is not None:
+            self._limit.leave_again(self)
 
     def _leave_behind(self) -> tuple[object, ...]:
         """In a forked child: end, without any callback.
@@ -266,7 +280,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
     # As a coroutine. Each asyncio task that drives it is an awaiter of its own.
 
     @override
-    def send(self, value: Any) -> Any:
+    def send(self, value: Any) -> Any:  # noqa: ARG002  # asyncio sends None
         """Go on waiting for the end, for the asyncio task that runs now. Called by that task.
 
         Raises:

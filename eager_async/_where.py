@@ -26,8 +26,11 @@ def suspended_frames(coro: Any) -> list[types.FrameType]:
     frames: list[types.FrameType] = []
     while coro is not None:
         frame = _attribute(coro, "cr_frame", "gi_frame", "ag_frame")
-        if frame is None or os.path.dirname(frame.f_code.co_filename) == _HERE:
+        if frame is None:
             break
+        if _is_ours(frame):
+            coro = frame.f_locals.get("generator")  # of a stream; nothing else leads there
+            continue
         frames.append(frame)
         coro = _attribute(coro, "cr_await", "gi_yieldfrom", "ag_await")
     return frames
@@ -49,6 +52,17 @@ def coroutine_part(traceback: types.TracebackType | None) -> types.TracebackType
     while traceback is not None and not traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE:
         traceback = traceback.tb_next
     return traceback
+
+
+def users_part(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    """A traceback without the frames of this package that stand at its head."""
+    while traceback is not None and _is_ours(traceback.tb_frame):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_ours(frame: types.FrameType) -> bool:
+    return os.path.dirname(frame.f_code.co_filename) == _HERE
 
 
 def _attribute(thing: Any, *names: str) -> Any:

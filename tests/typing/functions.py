@@ -23,7 +23,7 @@ async def fetch(url: str, retries: int = 3, *, strict: bool = False) -> bytes:
     return url.encode() * retries if strict else b""
 
 
-@eager(loop=background, daemon=True)
+@eager(loop=background, daemon=True, limit=3)
 async def with_options(x: int) -> str:
     return str(x)
 
@@ -57,7 +57,8 @@ assert_type(generic(1), EagerTask[list[int]])
 assert_type(generic("x").result(), list[str])
 assert_type(eager(plain)(1, y=2), EagerTask[int])
 assert_type(eager(loop=background)(plain)(1), EagerTask[int])
-assert_type(eager(loop=None, daemon=None)(plain)(1), EagerTask[int])
+assert_type(eager(loop=None, daemon=None, limit=None)(plain)(1), EagerTask[int])
+assert_type(eager(limit=3)(plain)(1), EagerTask[int])
 assert_type(eager(functools.partial(plain, 1))(), EagerTask[int])
 assert_type(functools.partial(fetch, "url")(), EagerTask[bytes])
 assert_type(eager(asyncio.sleep)(1, "slept"), EagerTask[str])
@@ -86,6 +87,7 @@ collects("one")  # type: ignore[arg-type]
 collects(key=1)  # type: ignore[arg-type]
 eager(plain)("x")  # type: ignore[arg-type]
 eager(daemon=True)(plain)()  # type: ignore[call-arg]
+eager(limit=3)(plain)("x")  # type: ignore[arg-type]
 fetch("url").result("soon")  # type: ignore[arg-type]
 text: str = fetch("url").result()  # type: ignore[assignment]
 not_called: EagerTask[bytes] = fetch  # type: ignore[assignment]
@@ -144,8 +146,12 @@ eager(loop="background")  # type: ignore[call-overload]
 eager(loop=BackgroundLoop)  # type: ignore[call-overload]
 eager(daemon="yes")  # type: ignore[call-overload]
 eager(daemon=1)  # type: ignore[call-overload]
+eager(limit="3")  # type: ignore[call-overload]
+eager(limit=0.5)  # type: ignore[call-overload]
 eager(retries=3)  # type: ignore[call-overload]
+eager(buffer=3)  # type: ignore[call-overload]
 eager(plain, loop=background)  # type: ignore[call-overload]
+eager(plain, limit=3)  # type: ignore[call-overload]
 
 
 # Callback protocols, and functions that take functions
