@@ -28,14 +28,14 @@ _STYLE: Final = """
   .heading { font-weight: 600; }
   .note { font-size: 12px; fill: #59636e; }
   .ours { fill: #0969da; }
-  .theirs { fill: #afb8c1; }
+  .theirs { fill: #8c959f; }
   .own { font-weight: 600; }
   .cut { stroke: #ffffff; stroke-width: 3; }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc; }
     .note { fill: #9198a1; }
     .ours { fill: #4493f8; }
-    .theirs { fill: #4d555e; }
+    .theirs { fill: #656d76; }
     .cut { stroke: #0d1117; }
   }
 """

@@ -7,7 +7,7 @@ import statistics
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +20,15 @@ class Outcome(NamedTuple):
     results: Sequence[object]
 
 
+# Of a workload with one peer, in all rounds that are timed.
+_MOST_CALLS: Final = 300_000
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long to measure for."""
 
-    rounds: int  # runs of which the median is taken, for the ratios
+    rounds: int  # runs of which the median is taken, for the ratios; fewer of long ones
     rough_rounds: int  # for the rest
     share: float  # of the calls in a run that are made
     largest_burst: int
@@ -35,6 +39,10 @@ class Effort:
         """How many calls a run makes, out of those that it should."""
         return max(4, round(count * self.share))
 
+    def rounds_of(self, count: int, *, rough: bool = False) -> int:
+        """How often so many calls are made."""
+        return min(self.rough_rounds if rough else self.rounds, max(1, _MOST_CALLS // count))
+
 
 FULL = Effort(rounds=15, rough_rounds=5, share=1, largest_burst=100_000, latencies=1_000, flood=2)
 QUICK = Effort(rounds=3, rough_rounds=1, share=1, largest_burst=10_000, latencies=100, flood=0.5)
@@ -42,14 +50,12 @@ SMOKE = Effort(rounds=1, rough_rounds=1, share=0.01, largest_burst=100, latencie
 
 
 def alternate(runs: Mapping[str, Callable[[], Outcome]], rounds: int) -> dict[str, float]:
-    """Make runs in turns, each once beforehand to warm up, and each after a garbage collection.
+    """Make runs in turns, each after a garbage collection. All of them have been tried before.
 
     Returns:
         The median cost of each.
     """
     costs: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
     for _ in range(rounds):
         for name, run in runs.items():
             gc.collect()

@@ -11,21 +11,31 @@ import asyncio
 import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from unittest import mock
 
 from benchmarks.measuring import Outcome, traced_memory
-from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
+from eager_async import BackgroundLoop, eager, eager_stream, set_shared_loop, shared_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Iterator,
+    )
 
     Body = Callable[[int], Coroutine[Any, Any, int]]
+    Items = Callable[[int], AsyncGenerator[int]]
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-ALL: Final = frozenset({"burst", "one", "gather", "nested", "memory"})
+CALLS: Final = frozenset({"burst", "one", "gather", "nested", "memory"})
+STREAMS: Final = frozenset({"stream", "async_stream"})
 
 
 class Peer:
@@ -33,7 +43,7 @@ class Peer:
 
     name: ClassVar[str]
     module: ClassVar[str] = "asyncio"  # to be installed
-    can: ClassVar[frozenset[str]] = ALL  # the methods of this class that can be measured
+    can: ClassVar[frozenset[str]] = CALLS  # the methods of this class that can be measured
     has_loop: ClassVar[bool] = True
 
     def __init__(self, factory: LoopFactory) -> None:
@@ -106,11 +116,24 @@ class Peer:
         gate.get_loop().call_soon_threadsafe(gate.set_result, None)
         return Outcome(used, [future.result() for future in futures])
 
+    def stream(self, items: Items, count: int) -> Outcome:
+        """So many items of an async generator into a `for` loop, in a plain thread."""
+        raise NotImplementedError
+
+    def async_stream(self, items: Items, count: int) -> Outcome:
+        """The same into an `async for`, on another loop."""
+        with asyncio.Runner(loop_factory=self.factory) as runner:
+            return runner.run(self._async_stream(items, count))
+
+    async def _async_stream(self, items: Items, count: int) -> Outcome:
+        raise NotImplementedError
+
 
 class EagerAsync(Peer):
     """This library, as its users have it: with the shared loop."""
 
     name = "eager_async"
+    can = CALLS | STREAMS
 
     def __init__(self, factory: LoopFactory) -> None:
         super().__init__(factory)
@@ -126,11 +149,18 @@ class EagerAsync(Peer):
     def awaited(self, body: Body) -> Callable[[int], Awaitable[int]]:
         return eager(body)
 
+    def stream(self, items: Items, count: int) -> Outcome:
+        return _iterate(eager_stream(items), count)
+
+    async def _async_stream(self, items: Items, count: int) -> Outcome:
+        return await _iterate_async(eager_stream(items), count)
+
 
 class RunCoroutineThreadsafe(Peer):
     """`asyncio.run_coroutine_threadsafe` on a loop in a thread."""
 
     name = "run_coroutine_threadsafe"
+    can = CALLS | STREAMS
 
     def __init__(self, factory: LoopFactory) -> None:
         super().__init__(factory)
@@ -151,6 +181,27 @@ class RunCoroutineThreadsafe(Peer):
         loop, run_coroutine_threadsafe = self._loop, asyncio.run_coroutine_threadsafe
         wrap_future = asyncio.wrap_future
         return lambda i: wrap_future(run_coroutine_threadsafe(body(i), loop))
+
+    def stream(self, items: Items, count: int) -> Outcome:
+        loop, run_coroutine_threadsafe = self._loop, asyncio.run_coroutine_threadsafe
+        results = []
+        began = perf_counter()
+        iterator = items(count)
+        with suppress(StopAsyncIteration):
+            while True:
+                results.append(run_coroutine_threadsafe(iterator.__anext__(), loop).result())
+        return Outcome(perf_counter() - began, results)
+
+    async def _async_stream(self, items: Items, count: int) -> Outcome:
+        loop, run_coroutine_threadsafe = self._loop, asyncio.run_coroutine_threadsafe
+        wrap_future = asyncio.wrap_future
+        results = []
+        began = perf_counter()
+        iterator = items(count)
+        with suppress(StopAsyncIteration):
+            while True:
+                results.append(await wrap_future(run_coroutine_threadsafe(iterator.__anext__(), loop)))
+        return Outcome(perf_counter() - began, results)
 
 
 class Floor(RunCoroutineThreadsafe):
@@ -174,7 +225,7 @@ class CreateTask(Peer):
     """`asyncio.create_task` on one loop, without threads."""
 
     name = "create_task"
-    can = ALL - {"one"}
+    can = CALLS - {"one"}
 
     def __init__(self, factory: LoopFactory) -> None:
         super().__init__(factory)
@@ -218,7 +269,7 @@ class Unsync(Peer):
 
     name = "unsync"
     module = "unsync"
-    can = ALL - {"gather"}  # its futures can be awaited on its own loop alone
+    can = CALLS - {"gather"}  # its futures can be awaited on its own loop alone
 
     def __init__(self, factory: LoopFactory) -> None:
         import unsync  # noqa: PLC0415
@@ -286,7 +337,7 @@ class Synchronicity(Peer):
 
     name = "synchronicity"
     module = "synchronicity"
-    can = frozenset({"burst", "one", "gather", "memory"})  # its bodies await one another undecorated
+    can = (CALLS | STREAMS) - {"nested"}  # its bodies await one another undecorated
 
     def __init__(self, factory: LoopFactory) -> None:
         from synchronicity import Synchronizer  # noqa: PLC0415
@@ -298,7 +349,7 @@ class Synchronicity(Peer):
     def close(self) -> None:
         self._synchronizer._close_loop()
 
-    def _wrap(self, body: Body) -> Any:
+    def _wrap(self, body: Any) -> Any:
         return self._synchronizer.wrap(body, body.__name__, __name__)
 
     def start(self, body: Body) -> Callable[[int], Any]:
@@ -311,6 +362,12 @@ class Synchronicity(Peer):
 
     def one(self, body: Body, count: int) -> Outcome:
         return _call_each(self._wrap(body), count)
+
+    def stream(self, items: Items, count: int) -> Outcome:
+        return _iterate(self._wrap(items), count)
+
+    async def _async_stream(self, items: Items, count: int) -> Outcome:
+        return await _iterate_async(self._wrap(items).aio, count)
 
 
 class ThreadPool(Peer):
@@ -374,6 +431,18 @@ async def _gather(call: Callable[[int], Awaitable[int]], count: int) -> Outcome:
 def _call_each(call: Callable[[int], int], count: int) -> Outcome:
     began = perf_counter()
     results = [call(i) for i in range(count)]
+    return Outcome(perf_counter() - began, results)
+
+
+def _iterate(stream: Callable[[int], Iterable[int]], count: int) -> Outcome:
+    began = perf_counter()
+    results = [item for item in stream(count)]  # noqa: C416 - a loop, as users write it
+    return Outcome(perf_counter() - began, results)
+
+
+async def _iterate_async(stream: Callable[[int], AsyncIterable[int]], count: int) -> Outcome:
+    began = perf_counter()
+    results = [item async for item in stream(count)]
     return Outcome(perf_counter() - began, results)
 
 

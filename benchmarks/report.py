@@ -80,6 +80,18 @@ def surroundings_text(command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def surroundings_line(command: str) -> str:
+    """The same in one line, without what isn't measured."""
+    today = f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}"
+    versions = ", ".join(text for text in _versions() if text.startswith(("eager-async", "wrapt", "uvloop")))
+    return f"{machine()}, {_gil()}{_load()}; {versions}; {today}, `{command}`"
+
+
+def python_version() -> str:
+    """The version of this Python, as in the name of its command."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}{'' if _has_gil() else 't'}"
+
+
 def machine() -> str:
     """The Python and the processor, in a few words."""
     python = f"{platform.python_implementation()} {platform.python_version()}"
@@ -133,8 +145,11 @@ def _system() -> str:
 
 
 def _gil() -> str:
-    enabled = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return "with the GIL" if enabled else "without the GIL"
+    return "with the GIL" if _has_gil() else "without the GIL"
+
+
+def _has_gil() -> bool:
+    return getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 def _versions() -> list[str]:

@@ -50,7 +50,7 @@ def bursts(factory: LoopFactory, effort: Effort, *, million: bool) -> Section:
 
 def _burst(count: int, factory: LoopFactory, effort: Effort) -> Row:
     sides = _SIDES[:1] if count >= _MILLION else _SIDES  # the other would take gigabytes
-    rounds = min(effort.rough_rounds, max(1, 300_000 // count))  # fewer of the long ones
+    rounds = effort.rounds_of(count, rough=True)
     times = compare(BURST, sides, factory, count=count, rounds=rounds)
     gc.disable()
     try:
@@ -86,6 +86,8 @@ def _from_threads(number: int, count: int, factory: LoopFactory, effort: Effort)
         runs: dict[str, Callable[[], Outcome]] = {
             peer.name: functools.partial(_burst_from_threads, peer, number, share) for peer in (ours, theirs)
         }
+        for run in runs.values():
+            run()  # to warm up
         costs = alternate(runs, effort.rough_rounds)
     return Row([str(number), *(seconds_text(costs[side.name] / (share * number)) for side in _SIDES)])
 
