@@ -55,7 +55,7 @@ class Channel(Generic[T]):
         return len(self.items) < self._size and self._in_a_row < _MOST_IN_A_ROW
 
     async def rest(self) -> bool:
-        """Let the loop turn, until there is room again; return whether more items are wanted.
+        """Let the loop turn, until few items are left; return whether more are wanted.
 
         While the buffer is full the producer doesn't hold the process.
         """
@@ -69,15 +69,16 @@ class Channel(Generic[T]):
         awaiter = Awaiter(loop, call_queue(loop))
         self._producer[awaiter] = None
         try:
-            # A generator that has swallowed a cancellation gets no other; it is to end here.
-            if len(self.items) > self._few and self._size and not task.cancelling():
+            # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
+            # generator that has swallowed a cancellation gets no other.
+            if (len(self.items) > self._few or self._size == 0) and not task.cancelling():
                 resting.add(task)
                 self._loop_thread.tell_watchers()
                 await awaiter.future
         finally:
             resting.discard(task)
             self._producer.pop(awaiter, None)
-        return self._size > 0 and not task.cancelling()
+        return not task.cancelling()
 
     def take(self) -> T:
         """Take the oldest item.
@@ -99,6 +100,7 @@ class Channel(Generic[T]):
         Raises:
             RuntimeError: If another consumer waits. (Of two who come at the same time, both may get it.)
         """
+        self._wake_producer()  # again: a Ctrl-C may have come in between when the last item was taken
         self._consumer[call] = None
         if len(self._consumer) > 1:
             raise RuntimeError("another consumer waits")
@@ -110,20 +112,17 @@ class Channel(Generic[T]):
 
     def wake_consumer(self) -> None:
         """Make the call that `call_at_next` was given."""
-        _wake(self._consumer)
-
-    def close(self) -> None:
-        """Want no more items, nor those that are there."""
-        self._size = 0
-        self.items.clear()
-        self._wake_producer()
+        for call in list(self._consumer):
+            if self._consumer.pop(call, call) is None:
+                call()
 
     def _wake_producer(self) -> None:
-        if not self._loop_thread.ended:  # in a forked child it is the parent's
-            _wake(self._producer)
+        if not self._loop_thread.ended:  # in a forked child, it is the parent's
+            for call in list(self._producer):
+                call()
 
+    def close(self) -> None:
+        """Want no more items, nor those that are there. The producer is then to be cancelled."""
+        self._size = 0
+        self.items.clear()
 
-def _wake(sleepers: _Sleepers) -> None:
-    for call in list(sleepers):
-        if sleepers.pop(call, call) is None:
-            call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from eager_async._channel import Channel
@@ -266,7 +265,13 @@ def start_stream(
 
 
 async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> None:
-    async with aclosing(generator):
+    try:
         async for item in generator:
             if not channel.put(item) and not await channel.rest():
                 break
+    except GeneratorExit:  # its loop is dead, and nothing can be awaited any more
+        raise
+    except BaseException:
+        await generator.aclose()
+        raise
+    await generator.aclose()
