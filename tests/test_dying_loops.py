@@ -154,6 +154,32 @@ def test_what_a_body_raises_goes_to_its_task(
         assert loop.create_task(own_thread()).result(PATIENCE) is thread_before
 
 
+def test_an_exit_is_told_to_nobody_while_the_loop_raises_it_too(loop_factory: LoopFactory) -> None:
+    """What a body's SystemExit does in the loop's thread comes first there: uvloop raises it a turn later."""
+    order: list[str] = []
+    sample = loop_factory()
+    sample.close()
+
+    class NotingLoop(type(sample)):  # type: ignore[misc]
+        def run_forever(self) -> None:
+            try:
+                super().run_forever()
+            except SystemExit:
+                order.append("let out")
+                raise
+
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        raise SystemExit(3)
+
+    with BackgroundLoop(loop_factory=NotingLoop) as loop:
+        task = loop.create_task(leave())
+        task.add_done_callback(lambda _: order.append("told"))
+        with pytest.raises(SystemExit):
+            task.result(PATIENCE)
+    assert order == ["let out", "told"]
+
+
 @pytest.mark.parametrize("exception_type", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("late", [False, True], ids=["first segment", "later"])
 def test_what_an_inner_call_raises_goes_to_whoever_awaits_it(

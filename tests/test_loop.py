@@ -24,6 +24,7 @@ from eager_async import (
     set_shared_loop,
     shared_loop,
 )
+from eager_async._loop_thread import LoopThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -1026,6 +1027,38 @@ def test_calls_that_race_with_the_shutdown_run_to_their_end_or_are_refused(cance
             assert set(outcomes_of_one) <= allowed
         loop.shutdown()
         assert loop.tasks() == set()
+
+
+def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread sees it among the unfinished and waits for its end; the refusal makes it look again."""
+    closed, put_in, turning = threading.Event(), threading.Event(), threading.Event()
+    end_tasks, refuse = LoopThread._end_tasks, LoopThread._refuse
+
+    def staged_end_tasks(self: LoopThread) -> None:
+        if self.closed and not closed.is_set():
+            closed.set()
+            assert put_in.wait(PATIENCE)
+            self.loop.call_soon(turning.set)
+        end_tasks(self)
+
+    def staged_refuse(self: LoopThread, task: EagerTask[Any]) -> None:
+        put_in.set()
+        assert turning.wait(PATIENCE)
+        refuse(self, task)
+
+    monkeypatch.setattr(LoopThread, "_end_tasks", staged_end_tasks)
+    monkeypatch.setattr(LoopThread, "_refuse", staged_refuse)
+    loop = BackgroundLoop()
+    loop.create_task(own_thread()).result()
+    loop_thread = loop._loop_thread
+    assert loop_thread is not None
+    loop.shutdown(wait=False)
+    assert closed.wait(PATIENCE)
+    with pytest.raises(LoopClosedError):
+        loop_thread.start_task(own_thread(), "late()", None, contextvars.copy_context(), sys._getframe())
+    assert loop_thread.join(PATIENCE)
 
 
 def test_a_refused_call_is_not_reported_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
