@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import weakref
+from _thread import allocate_lock
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eager_async._task import EagerTask
-
-_NOT_THERE: Final = object()
-
-# A place. Added to a list by `+=`, since a call can fail where the stack is full.
-_ONE: Final = (None,)
 
 # All limits of this process, for those who have to find them after a fork.
 instances: weakref.WeakSet[Limit] = weakref.WeakSet()
@@ -24,11 +19,12 @@ class Limit:
 
     Threads: `line_up` is for any; the rest runs in loops' threads alone, where no signal handler raises.
 
-    There is no lock, so a signal handler or a `__del__` that comes in at any point finds none held. Whoever
-    wants a place lines up and *then* looks for a free one; whoever leaves frees a place and *then* looks for
-    somebody waiting. So at least one of the two sees the other. Whoever is given a place is put among those
-    that run and *then* looked at, whether it has ended; who has ended is marked so and *then* taken out. As
-    that is one atomic step, each place is given back exactly once.
+    Nobody ever waits for a lock, so a signal handler or a `__del__` that comes in at any point finds none in
+    its way. One thread at a time gives places; others, and finalizers that come in, leave it to that one. No
+    place lies idle: whoever lines up or ends says so and *then* looks whether somebody gives; the one that
+    gives stops and *then* looks whether there is more to give. No place is lost: whoever gets one is put
+    among those that run and *then* looked at, whether it has ended; who has ended is marked so and *then*
+    taken out.
 
     What begins or ends on the last frames of a full stack is cut short anywhere; `leave_again` goes on.
     """
@@ -40,72 +36,74 @@ class Limit:
 
     def forget_parent(self) -> None:
         """In a forked child: all places are free."""
+        self._giving = allocate_lock()  # held by the thread that gives places; never waited for
+        # Dicts, as taking out is one atomic step.
         self._waiting: OrderedDict[EagerTask[Any], None] = OrderedDict()
         self._running: dict[EagerTask[Any], None] = {}  # who has a place
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
-        self._used = itertools.count()  # places that were ever used: no more are made than needed
-        self._free: list[None] = []  # those of them that were given back
 
     def line_up(self, task: EagerTask[Any]) -> None:
-        """Have a task wait for its turn, before it is queued to begin. From any thread."""
+        """Have a task wait for its turn, before it is queued. From any thread."""
         task._limit = self
         self._waiting[task] = None
         if task.done():  # lost in the meantime
             self._waiting.pop(task, None)
 
     def admit(self, task: EagerTask[Any]) -> bool:
-        """Whether a task may begin now; else it is queued again when it may. In its loop's thread."""
-        if task in self._running:
-            self._starting.pop(task, None)
-            return True
+        """Whether a task that has arrived may begin now; else it will, in its turn. In its loop's thread."""
         return self._give_places(task)
 
     def leave(self, task: EagerTask[Any]) -> None:
         """Have the next one begin, soon, in place of one that has ended. In its loop's thread."""
         self._waiting.pop(task, None)
         self._starting.pop(task, None)
-        self._give_back(task)
+        self._running.pop(task, None)
         self._give_places(None)
 
     def leave_again(self, task: EagerTask[Any]) -> None:
         """Do again what may have been cut short, since the stack was full. In a loop's thread."""
         for other in list(self._starting):
-            loop_thread = other._loop_thread
-            if loop_thread is not None:
-                loop_thread.run_soon(other)  # perhaps once more, which does no harm
+            self._queue(other)  # perhaps once more, which does no harm
         self.leave(task)
 
-    def _give_back(self, task: EagerTask[Any]) -> None:
-        if self._running.pop(task, _NOT_THERE) is not _NOT_THERE:
-            self._free += _ONE
-
     def _give_places(self, asking: EagerTask[Any] | None) -> bool:
-        """Give free places to those who wait longest.
+        """Give free places to those who wait longest, unless another thread is at it.
 
         Returns:
-            Whether the one that asks has got one, and may begin at once: before nobody who got one earlier.
+            Whether the one that asks may begin at once: it has a place, and nobody who got one earlier is
+            still to begin.
         """
-        while self._waiting:
+        at_once = False
+        while self._waiting and len(self._running) < self._places and self._giving.acquire(False):  # noqa: FBT003
             try:
-                del self._free[-1]
-            except IndexError:
-                if len(self._running) >= self._places or next(self._used) >= self._places:
-                    return False
-            try:
-                successor, _ = self._waiting.popitem(last=False)
-            except KeyError:  # the last one has been taken in the meantime
-                self._free += _ONE
-                continue
-            except BaseException:  # a full stack
-                self._free += _ONE
-                raise
-            self._running[successor] = None
-            loop_thread = successor._loop_thread
-            if loop_thread is None:  # lost in the meantime
-                self._give_back(successor)
-            elif successor is asking and not self._starting:
-                return True
-            else:
-                self._starting[successor] = None
-                loop_thread.run_soon(successor)
+                at_once = self._give_one(asking) or at_once
+            finally:
+                self._giving.release()
+        return at_once
+
+    def _give_one(self, asking: EagerTask[Any] | None) -> bool:
+        if len(self._running) >= self._places:
+            return False
+        try:
+            successor, _ = self._waiting.popitem(last=False)
+        except KeyError:  # cancelled in the meantime
+            return False
+        self._running[successor] = None
+        if successor._loop_thread is None:  # lost in the meantime
+            self._running.pop(successor, None)
+            return False
+        if successor is asking and not self._starting:
+            return True
+        self._starting[successor] = None
+        self._queue(successor)
         return False
+
+    def _queue(self, task: EagerTask[Any]) -> None:
+        loop_thread = task._loop_thread
+        if loop_thread is not None:
+            loop_thread.call_soon(self._begin, task)
+
+    def _begin(self, task: EagerTask[Any]) -> None:
+        """Have a task begin in the place that it was given. In its loop's thread."""
+        self._starting.pop(task, None)
+        task._run(has_place=True)

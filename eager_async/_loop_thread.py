@@ -253,8 +253,9 @@ class LoopThread:
         self.closing = True
         self.open = False
         if cancel:
-            # The latest first, so that no end gives a place to a call which is to be cancelled too.
-            for task in reversed([*self.tasks.copy(), *self.daemons.copy()]):
+            # Those that wait first, or one would begin in the place of another that is cancelled.
+            unfinished = [*self.tasks.copy(), *self.daemons.copy()]
+            for task in sorted(unfinished, key=lambda task: task.running()):
                 task.cancel()
         self.watch(self._stop)
         self.call_soon(self._stop)

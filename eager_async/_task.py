@@ -104,8 +104,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     # The run, in the loop's thread
 
-    def _run(self) -> None:
-        """Run the coroutine up to its first suspension."""
+    def _run(self, *, has_place: bool = False) -> None:
+        """Run the coroutine up to its first suspension, if it has a place or needs none."""
         coro, context, loop_thread = self._coro, self._context, self._loop_thread
         if context is None or coro is None or loop_thread is None:
             return  # begun or lost in the meantime
@@ -114,7 +114,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             coro.close()
             self._end(CANCELLED, self._asked.arguments)
             return
-        if self._limit is not None and not self._limit.admit(self):
+        if self._limit is not None and not has_place and not self._limit.admit(self):
             return  # its turn will come
         self._status = RUNNING
         self._context = None

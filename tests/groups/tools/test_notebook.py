@@ -91,7 +91,7 @@ class Kernel:
         return cell.result
 
     def _cell_of(self, message: dict[str, Any]) -> Cell:
-        return self._cells.setdefault(message["parent_header"]["msg_id"], Cell())
+        return self._cells.setdefault(message["parent_header"].get("msg_id"), Cell())  # some have no parent
 
     def interrupt(self) -> None:
         """Press the stop button."""
