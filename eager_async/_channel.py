@@ -125,4 +125,3 @@ class Channel(Generic[T]):
         """Want no more items, nor those that are there. The producer is then to be cancelled."""
         self._size = 0
         self.items.clear()
-

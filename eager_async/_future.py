@@ -15,6 +15,7 @@ from eager_async._cpython import CANCELLED, FINISHED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._failure import Failure
 from eager_async._log import logger
+from eager_async._where import users_level
 
 if TYPE_CHECKING:
     import asyncio
@@ -154,7 +155,7 @@ class EagerFuture(concurrent.futures.Future[T]):
                 f"waiting for {self._description()} blocks the event loop of this thread; "
                 f"there, write {remedy}",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=users_level(),
             )
 
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:

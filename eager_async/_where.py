@@ -54,6 +54,16 @@ def coroutine_part(traceback: types.TracebackType | None) -> types.TracebackType
     return traceback
 
 
+def users_level() -> int:
+    """The `stacklevel` of a warning given in the calling function: the user's line."""
+    frame: types.FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and _is_ours(frame):
+        frame = frame.f_back
+        level += 1
+    return level
+
+
 def users_part(traceback: types.TracebackType | None) -> types.TracebackType | None:
     """A traceback without the frames of this package that stand at its head."""
     while traceback is not None and _is_ours(traceback.tb_frame):

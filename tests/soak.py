@@ -4,9 +4,9 @@
 
 Threads and asyncio loops call, wait, time out, cancel, drop, await, gather, drive, shut down and fork at
 random, in rounds of a second or two. After each round every body that began must have ended, what each waiter
-saw must be what the body did and what was asked, and nothing may be left. A hang ends the process with all
-stacks. The seed repeats the actions, though not their timing. pytest doesn't collect this file; exit code 1
-says that something was wrong.
+saw must be what the body did and what was asked, and nothing may be left. Never may more calls of a function
+run than its limit says. A hang ends the process with all stacks. The seed repeats the actions, though not
+their timing. pytest doesn't collect this file; exit code 1 says that something was wrong.
 """
 
 from __future__ import annotations
@@ -81,10 +81,17 @@ def play_round(rng: random.Random) -> Round:
             this.problems.append(f"left running: {thread}")
     for call in this.calls:
         check_end(this, call)
+    if any(this.inside.values()):
+        this.problems.append(f"limited calls that never ended: {this.inside}")
     gc.collect()
-    check_log(
-        this, {call.number: call for call in this.calls if call.task is None and call.outcome == "raised"}
-    )
+    unreported: dict[object, object] = {
+        call.number: call for call in this.calls if call.task is None and call.outcome == "raised"
+    }
+    for flow in this.flows:
+        flow.check_end(this)
+        if flow.raised and not flow.seen:
+            unreported[flow.number] = flow
+    check_log(this, unreported)
     return this
 
 
@@ -131,6 +138,8 @@ def main() -> int:
         this = play_round(random.Random(f"{arguments.seed} {counts['rounds']}"))
         counts.update(call.outcome for call in this.calls)
         counts["calls"] += len(this.calls)
+        counts["limited"] += sum(call.limited for call in this.calls)
+        counts["streams"] += len(this.flows)
         counts["forks"] += len(this.children)
         problems = this.problems
     faulthandler.cancel_dump_traceback_later()

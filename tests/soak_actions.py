@@ -23,13 +23,13 @@ from soak_calls import (
     QUIET,
     Call,
     Round,
-    body,
     check_log,
     records,
     seen_by_awaiting,
     seen_by_blocking,
     start_threads,
 )
+from soak_streams import read_stream, read_stream_awaiting
 
 from eager_async import EagerTask, LoopClosedError, ResultTimeoutError, set_shared_loop, shared_loop
 
@@ -74,7 +74,7 @@ def drop(this: Round, rng: random.Random) -> None:
     call = Call(rng.choice(QUIET + FAILING + EXITING), rng, None, None)
     call.own_asked = rng.random() < 0.3
     this.calls.append(call)
-    task = body(this, call)
+    task = this.start(call)
     if call.own_asked:
         task.cancel()
 
@@ -182,6 +182,7 @@ def in_child(this: Round, rng: random.Random, known: list[tuple[Call, EagerTask[
         signal.alarm(HANG_SECONDS)  # should the parent be gone
         this.in_child = True
         this.problems.clear()
+        this.inside.clear()  # all places are free
         records.clear()
         for call, task, was_done in known:
             seen = seen_by_blocking(task, 0)
@@ -292,6 +293,10 @@ async def block(this: Round, rng: random.Random) -> None:
 
 
 ASYNC_ACTIONS = [await_one, await_others, gather, time_out_awaiting, group, drive, shield, block]
+ASYNC_ACTIONS += [read_stream_awaiting]
 MANY = 8  # other actions for one of these
-ACTIONS = [wait, time_out, cancel, drop, wait_for_many, play, play] * MANY + [run_shortly, shut_down] * 2
+ACTIONS = [wait, time_out, cancel, drop, wait_for_many, play, play, read_stream] * MANY + [
+    run_shortly,
+    shut_down,
+] * 2
 ACTIONS += [replace_shared_loop, fork]

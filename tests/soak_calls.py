@@ -18,6 +18,8 @@ from eager_async import BackgroundLoop, EagerTask, LoopClosedError, eager
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from soak_streams import Flow
+
 LOOP_FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop]
 with contextlib.suppress(ImportError):
     import uvloop
@@ -31,6 +33,8 @@ FRAGILE = sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lam
 
 # In a child Python collects what the parent's other threads had, asyncio tasks of their own loops included.
 FOREIGN_TASK = re.compile(r"Task was destroyed but it is pending!\ntask: <Task pending name='Task-\d+'")
+
+LIMIT = 3  # how many calls of a limited function may run at a time
 
 HANG_SECONDS = 120  # for a round, and for a child
 
@@ -60,6 +64,8 @@ class Call:
         self.depth: int = 0 if parent is None else parent.depth + 1
         self.pauses = [rng.choice([0, 0, 0.001, 0.01]) for _ in range(rng.randrange(4))]
         self.cleanup = rng.choice([None, None, 0, 0.005])
+        # Not those that call others: they could use up all places, and wait for one.
+        self.limited = kind != "nested" and rng.random() < 0.4
         self.own_asked = False
         self.task: EagerTask[int] | None = None  # None: dropped, or refused
         self.begun = self.ended = 0
@@ -76,7 +82,8 @@ class Call:
     def __repr__(self) -> str:
         asked = "asked to cancel" if self.asked else "not asked to cancel"
         did = f"{self.outcome}, {self.begun} begun, {self.ended} ended"
-        return f"<{self.kind} {self.number}, {asked}: {did}, {self.task}>"
+        kind = f"limited {self.kind}" if self.limited else self.kind
+        return f"<{kind} {self.number}, {asked}: {did}, {self.task}>"
 
 
 class Round:
@@ -88,7 +95,10 @@ class Round:
         self.loops: list[BackgroundLoop] = []  # shared ones that were replaced
         self.children: list[int] = []
         self.problems: list[str] = []
+        self.flows: list[Flow] = []
         self.in_child = False
+        self.inside: dict[BackgroundLoop | None, set[Call]] = {}  # the limited ones that run
+        self.limited_on: dict[BackgroundLoop, Callable[[Round, Call], EagerTask[int]]] = {}
         self.blocked_after = rng.choice([0.01, HANG_SECONDS])
 
     def new_loop(self, rng: random.Random) -> BackgroundLoop:
@@ -108,7 +118,7 @@ class Round:
         call.own_asked = asked
         self.calls.append(call)
         try:
-            call.task = body(self, call) if loop is None else loop.create_task(body.__wrapped__(self, call))
+            call.task = self.start(call)
         except LoopClosedError:
             call.outcome = "refused"
             if loop is None or parent is not None:
@@ -116,6 +126,15 @@ class Round:
         if call.kind in QUIET or not FRAGILE:
             self.pool.append(call)
         return call
+
+    def start(self, call: Call) -> EagerTask[int]:
+        """Call the body, or one with a limit, on the call's loop."""
+        if call.loop is None:
+            return (limited_body if call.limited else body)(self, call)
+        if call.limited:
+            function = eager(loop=call.loop, limit=LIMIT)(body.__wrapped__)
+            return self.limited_on.setdefault(call.loop, function)(self, call)
+        return call.loop.create_task(body.__wrapped__(self, call))
 
     def check(self, call: Call, seen: object, *, interrupted: bool = False) -> None:
         """Compare what a waiter saw of a call with what its body did.
@@ -146,6 +165,11 @@ class Round:
 async def body(this: Round, call: Call) -> int:
     """Do what a call is to do, and put it down."""
     call.begun += 1
+    inside = this.inside.setdefault(call.loop, set())
+    if call.limited:
+        inside.add(call)
+        if len(inside) > LIMIT:
+            this.problems.append(f"{len(inside)} limited calls run at a time, {call} is the last")
     try:
         try:
             await work(this, call)
@@ -162,7 +186,11 @@ async def body(this: Round, call: Call) -> int:
         call.outcome = "returned"
         return call.number
     finally:
+        inside.discard(call)
         call.ended += 1
+
+
+limited_body = eager(limit=LIMIT)(body.__wrapped__)  # the places are those of all rounds
 
 
 async def work(this: Round, call: Call) -> None:
@@ -235,8 +263,8 @@ class Keeper(logging.Handler):
         records.append(record)
 
 
-def check_log(this: Round, unreported: dict[object, Call]) -> None:
-    """Only exceptions of dropped calls are logged, each once, and perhaps that a loop is held up."""
+def check_log(this: Round, unreported: dict[object, object]) -> None:
+    """Exceptions of dropped calls and streams alone are logged, once each, perhaps that a loop is stuck."""
     for record in records:
         message = record.getMessage()
         exception = record.exc_info[1] if record.exc_info else None
