@@ -34,12 +34,12 @@ class Channel(Generic[T]):
     step, and makes it.
     """
 
-    __slots__ = ("_consumer", "_few", "_in_a_row", "_loop_thread", "_producer", "_size", "items")
+    __slots__ = ("_consumer", "_in_a_row", "_loop_thread", "_low_water", "_producer", "_size", "items")
 
     def __init__(self, size: int, loop_thread: LoopThread) -> None:
         self.items: deque[T] = deque()  # made and not yet taken
         self._size = size  # how many there may be; 0 once closed
-        self._few = size // 2  # with no more than that left, a producer at rest goes on
+        self._low_water = size // 2  # with no more than that left, a producer at rest goes on
         self._in_a_row = 0  # how many were put since the loop turned
         self._consumer: _Sleepers = {}
         self._producer: _Sleepers = {}
@@ -71,7 +71,7 @@ class Channel(Generic[T]):
         try:
             # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
             # generator that has swallowed a cancellation gets no other.
-            if (len(self.items) > self._few or self._size == 0) and not task.cancelling():
+            if (len(self.items) > self._low_water or self._size == 0) and not task.cancelling():
                 resting.add(task)
                 self._loop_thread.tell_watchers()
                 await awaiter.future
@@ -87,7 +87,7 @@ class Channel(Generic[T]):
             IndexError: If there is none.
         """
         item = self.items.popleft()
-        if self._producer and len(self.items) <= self._few:
+        if self._producer and len(self.items) <= self._low_water:
             self._wake_producer()
         return item
 
@@ -104,7 +104,9 @@ class Channel(Generic[T]):
         self._consumer[call] = None
         if len(self._consumer) > 1:
             raise RuntimeError("another consumer waits")
-        return not (self.items or producing.done()) or self._consumer.pop(call, call) is call
+        if not self.items and not producing.done():
+            return True
+        return self._consumer.pop(call, call) is call  # taken out in the meantime, and so made
 
     def forget(self, call: Callable[[], object]) -> None:
         """Take back a call that `call_at_next` was given."""
