@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
     from soak_streams import Flow
 
-LOOP_FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop]
-with contextlib.suppress(ImportError):
-    import uvloop
-
-    LOOP_FACTORIES.append(uvloop.new_event_loop)
-
 # 3.13 without the GIL fails by itself where two threads raise one exception object, where one reads the
 # frames of a coroutine that runs in another (python/cpython#142599), and in a forked child, for which a dict
 # can stay locked that several threads of the parent were using.
 FRAGILE = sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+# Without the GIL, uvloop's close() and call_soon_threadsafe() crash together (MagicStack/uvloop#720).
+LOOP_FACTORIES: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop]
+with contextlib.suppress(ImportError):
+    import uvloop
+
+    if not FRAGILE:
+        LOOP_FACTORIES.append(uvloop.new_event_loop)
 
 # In a child Python collects what the parent's other threads had, asyncio tasks of their own loops included.
 FOREIGN_TASK = re.compile(r"Task was destroyed but it is pending!\ntask: <Task pending name='Task-\d+'")
