@@ -2124,16 +2124,17 @@ class Uneven:
                 over = True
             if over:
                 break
-        if leaving == "close":
-            stream.close()
-        elif leaving == "aclose":
-            asyncio.run(leave(stream))
-        elif leaving == "another thread":
-            self.closing = run_in_thread(stream.close)
-            with contextlib.suppress(StumbledError):
-                self.taken += stream
-            self.closing.result(PATIENCE)
-        elif leaving is None:
+        with contextlib.suppress(StumbledError):  # raised just then, it comes out of the leaving
+            if leaving == "close":
+                stream.close()
+            elif leaving == "aclose":
+                asyncio.run(leave(stream))
+            elif leaving == "another thread":
+                self.closing = run_in_thread(stream.close)
+                with contextlib.suppress(StumbledError):
+                    self.taken += stream
+                self.closing.result(PATIENCE)
+        if leaving is None:
             assert over
             assert len(self.taken) == self.last
             assert list(stream) == []
