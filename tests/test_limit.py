@@ -1340,6 +1340,7 @@ REAL_CTRL_C = """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no timer signals")
+@pytest.mark.untraced("a signal handler that raises would leave its lock held")
 def test_real_signals_that_raise_in_limited_calls_do_no_harm(run_python: RunPython) -> None:
     """Wherever CPython lets them in: the next call is served."""
     process = run_python(REAL_CTRL_C, timeout=60)

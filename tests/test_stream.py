@@ -2532,6 +2532,7 @@ def test_ctrl_c_under_asyncio_run_leaves_by_the_async_for(run: RunPython, set_up
     assert (process.returncode, process.stderr) == (0, "")
 
 
+@pytest.mark.untraced("a signal handler that raises would leave its lock held")
 @both_loops
 @with_signals
 def test_ctrl_c_at_any_moment_leaves_a_stream_that_can_be_used(run: RunPython, set_up: str) -> None:
