@@ -68,7 +68,7 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
         self._self_parts = function, *options  # all in one, since a proxy's attributes are dear
 
     def __setattr__(self, name: str, value: object) -> None:
-        # What `functools.wraps` sets. A proxy would call `__wrapped__` from now on; and before wrapt 2, setting
+        # What `functools.wraps` sets. A proxy would call `__wrapped__` from now on, and with wrapt 1, setting
         # `__annotations__` hides those of all proxies.
         if name in {"__wrapped__", "__annotations__"}:
             setattr(self.__wrapped__, name, value)
