@@ -2564,3 +2564,43 @@ def test_ctrl_c_at_any_moment_leaves_a_stream_that_can_be_used(run: RunPython, s
         say("fine")
     """
     check(run(program(set_up, source)), "fine")
+
+
+def test_a_consumer_that_comes_to_wait_after_the_end_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator may end after its consumer has looked, and before it begins to wait."""
+    gate = Gate()
+
+    @eager_stream
+    async def nothing() -> AsyncIterator[int]:
+        await gate.passed()
+        for number in ():
+            yield number
+
+    sees_end = EagerStream._sees_end
+
+    def staged_sees_end(stream: EagerStream[int]) -> bool:
+        seen = sees_end(stream)
+        if not seen:
+            gate.open()
+            concurrent.futures.wait([stream._producing], PATIENCE)
+        return seen
+
+    monkeypatch.setattr(EagerStream, "_sees_end", staged_sees_end)
+    assert list(nothing()) == []
+
+
+def test_a_consumer_that_stops_waiting_while_others_are_woken_is_left_alone() -> None:
+    """A call that was taken back is not made, also at the moment of the wake-up."""
+    channel: Channel[int] = Channel(1, None)  # type: ignore[arg-type]
+    woken: list[str] = []
+
+    def first() -> None:
+        woken.append("first")
+        channel.forget(second)
+
+    def second() -> None:
+        woken.append("second")
+
+    channel._consumer.update({first: None, second: None})
+    channel.wake_consumer()
+    assert woken == ["first"]
