@@ -97,6 +97,7 @@ def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
         if thread.is_alive():
             problems.append(f"left running: {thread!r}")
     gc.collect()  # reports the exceptions that nobody has retrieved
+    gc.freeze()  # what is left is pytest's; the next collection needn't look at it
     problems += _log_watch.problems()
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
