@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import BackgroundLoop, EagerTask, eager
+from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -345,7 +345,7 @@ def test_cancelled_call_site_passes_the_request_on(
     async def main(function: Function) -> Any:
         caller = asyncio.create_task(site(function.call))
         await happening(function.begun)
-        await asyncio.sleep(0)
+        await shared_loop().create_task(asyncio.sleep(0))  # by then, all calls of the site have begun
         caller.cancel("stop")
         got = await end_of(caller)
         assert function.ended.is_set()
