@@ -2606,3 +2606,27 @@ def test_a_consumer_that_stops_waiting_while_others_are_woken_is_left_alone() ->
     channel._consumer.update({first: None, second: None})
     channel.wake_consumer()
     assert woken == ["first"]
+
+
+def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator may end after it was asked to, and before `aclose()` begins to wait for that."""
+
+    @eager_stream
+    async def waits() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 1
+
+    new_awaiter = EagerTask._new_awaiter
+
+    def staged_new_awaiter(task: EagerTask[None]) -> object:
+        awaiter = new_awaiter(task)
+        concurrent.futures.wait([task], PATIENCE)
+        return awaiter
+
+    async def main() -> bool:
+        stream = waits()
+        monkeypatch.setattr(EagerTask, "_new_awaiter", staged_new_awaiter)
+        await stream.aclose()
+        return stream._producing.cancelled()
+
+    assert asyncio.run(main())
