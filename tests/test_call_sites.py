@@ -278,9 +278,10 @@ async def end_of(awaitable: Awaitable[Any]) -> Any:
 
 
 async def happening(event: threading.Event) -> None:
-    """Wait for an event of any thread, and let all that is ready on this loop run first."""
+    """Wait for an event of any thread, and let all that is ready on this loop run before and after."""
     await asyncio.sleep(0)
     assert await asyncio.to_thread(event.wait, PATIENCE)
+    await asyncio.sleep(0)  # if the thread was quick, there was no turn of the loop
 
 
 def pass_over_dropped_exceptions(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
