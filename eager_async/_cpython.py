@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import types
-from abc import ABCMeta
 from asyncio import tasks as _tasks
 from concurrent.futures import _base as _futures
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,21 +59,6 @@ _HAS_EAGER_START: bool = sys.version_info >= (3, 12)
 _Task: Any = asyncio.Task
 _new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = _Task.__new__
 _init_task: Callable[..., None] = _Task.__init__
-
-
-class LeanMeta(ABCMeta):
-    """Makes classes whose objects are no larger than their slots.
-
-    From 3.14 on, an object that has a `__dict__` too gets room in advance for all the attributes that
-    methods of its class assign, even for those that are slots.
-    """
-
-    def __new__(
-        cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
-    ) -> LeanMeta:
-        """Forget the list of those attributes."""
-        namespace.pop("__static_attributes__", None)
-        return super().__new__(cls, name, bases, namespace, **kwargs)
 
 
 class Owner(Protocol):

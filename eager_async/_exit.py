@@ -133,9 +133,12 @@ def _wait_while(
 
 def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> str:
     """`2 eager tasks: fetch() called at app.py:30, running for 5.2 s; …`."""
-    tasks = [task for loop_thread in loop_threads for task in loop_thread.tasks.copy()]
-    if daemons:
-        tasks += [task for loop_thread in loop_threads for task in loop_thread.daemons.copy()]
+    tasks = [
+        task
+        for loop_thread in loop_threads
+        for task, daemon in loop_thread.tasks.copy().items()
+        if daemons or not daemon
+    ]
     names = [task._progress() for task in tasks[:_MOST_NAMES]]
     if len(tasks) > _MOST_NAMES:
         names.append("…")

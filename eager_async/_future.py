@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from eager_async._call_queue import call_queue
 from eager_async._cpython import CANCELLED, FINISHED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
-from eager_async._failure import Failure
 from eager_async._log import logger
 from eager_async._where import users_level
 
@@ -30,7 +29,7 @@ else:
 
 T = TypeVar("T")
 
-_DONE: Final = (FINISHED, CANCELLED)
+FAILED: Final = "FAILED"  # the work raised; to `concurrent.futures` it is FINISHED, too
 
 
 class EagerFuture(concurrent.futures.Future[T]):
@@ -45,19 +44,18 @@ class EagerFuture(concurrent.futures.Future[T]):
     atomic step, exactly one of them makes the call.
     """
 
-    __slots__ = ("_callbacks", "_failure", "_loop_thread", "_result", "_status")
-
-    # The base class's `__init__` isn't called: its condition and lists are made for those who ask.
+    # The base class's `__init__` isn't called: its condition and lists are made for those who ask. What else
+    # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
+    # (No `__slots__`: beside a `__dict__`, which the base class brings, they cost time and memory.)
     _status: str
     _loop_thread: LoopThread | None  # None once done
-    _result: Any  # once done: the result, or the arguments of the CancelledError
-    _failure: Failure | None  # once done
+    _result: Any  # once done: the result, the Failure, or the arguments of the CancelledError
     _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
     @override
     def done(self) -> bool:
         """Return True if there is a result, an exception or a cancellation. From any thread."""
-        return self._status in _DONE
+        return self._loop_thread is None
 
     @override
     def running(self) -> bool:
@@ -83,9 +81,9 @@ class EagerFuture(concurrent.futures.Future[T]):
                 it is a `concurrent.futures.CancelledError` too.
             BaseException: What the work raised, as the same object each time.
         """
-        if self._status not in _DONE:
+        if self._loop_thread is not None:
             self._block(timeout)
-        if self._status == FINISHED and self._failure is None:
+        if self._status == FINISHED:
             result: T = self._result
             return result
         __tracebackhide__ = True  # in notebooks and pytest, the user's own frames follow each other
@@ -107,17 +105,17 @@ class EagerFuture(concurrent.futures.Future[T]):
             asyncio.CancelledError: If the work was cancelled. In a thread where no event loop runs
                 it is a `concurrent.futures.CancelledError` too.
         """
-        if self._status not in _DONE:
+        if self._loop_thread is not None:
             self._block(timeout)
         if self._status == CANCELLED:
             self._raise(CancelledError if running_loop() else BlockingCancelledError)
-        return None if self._failure is None else self._failure.retrieve()
+        return self._result.retrieve() if self._status == FAILED else None
 
     def _raise(self, cancelled_error: type[CancelledError]) -> NoReturn:
         __tracebackhide__ = True
         try:
-            if self._failure is not None:
-                self._failure.throw()
+            if self._status == FAILED:
+                self._result.throw()
             raise cancelled_error(*self._result)
         finally:
             del self
@@ -136,7 +134,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         if not self._call_when_done(lock, lock.release):
             return
         try:
-            if not loop_thread.wait_for(lock, timeout) and self._status not in _DONE:
+            if not loop_thread.wait_for(lock, timeout) and self._loop_thread is not None:
                 raise self._timeout_error(timeout)
         finally:
             self._forget(lock)
@@ -179,7 +177,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             BaseException: What the work raised, as the same object each time.
         """
         request: CancelRequest | None = None
-        while self._status not in _DONE:
+        while self._loop_thread is not None:
             awaiter = self._new_awaiter()
             if not self._call_when_done(awaiter, awaiter):
                 break
@@ -190,7 +188,7 @@ class EagerFuture(concurrent.futures.Future[T]):
                 self._cancel_for_awaiter(request)
             finally:
                 self._forget(awaiter)
-        if request is None and self._status == FINISHED and self._failure is None:
+        if request is None and self._status == FINISHED:
             result: T = self._result
             return result
         __tracebackhide__ = True
@@ -213,7 +211,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         try:
             if request is not None and not request.in_time:
                 raise CancelledError(*request.arguments)
-            if self._status == FINISHED and self._failure is None:
+            if self._status == FINISHED:
                 result: T = self._result
                 return result
             self._raise(CancelledError)
@@ -279,20 +277,18 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         callbacks = self._callbacks
         if callbacks is None:
-            # One atomic step: two who come at the same time get the same.
             self._callbacks = callbacks = vars(self).setdefault("_made_callbacks", {})
         callbacks[who] = call
-        return self._status not in _DONE or callbacks.pop(who, None) is None
+        return self._loop_thread is not None or callbacks.pop(who, None) is None
 
     def _forget(self, who: object) -> bool:
         """Take a call back; return whether it was still to be made."""
         callbacks = self._callbacks
         return callbacks is not None and callbacks.pop(who, None) is not None
 
-    def _settle(self, status: str, result: object, failure: Failure | None = None) -> None:
+    def _settle(self, status: str, result: object) -> None:
         """Make the outcome known to all who wait. Once, on the loop's thread."""
         self._result = result
-        self._failure = failure
         self._status = status
         self._loop_thread = None
         if self._callbacks is not None:
@@ -318,33 +314,33 @@ class EagerFuture(concurrent.futures.Future[T]):
     if not TYPE_CHECKING:  # for checkers, `concurrent.futures` wants attributes that can be set
 
         @property
-        def _condition(self) -> threading.Condition:
-            condition: threading.Condition = vars(self).setdefault("_made_condition", threading.Condition())
+        def _condition(self) -> _Condition:
+            condition: _Condition = vars(self).setdefault("_made_condition", _Condition())
             if not self._call_when_done(condition, self._notify):
                 self._notify()
             return condition
 
         @property
         def _waiters(self) -> list[Any]:
-            waiters: list[Any] = vars(self).setdefault("_made_waiters", [])
-            return waiters
+            return vars(self)["_made_condition"].waiters
 
         @property
         def _state(self) -> str:
-            rare = vars(self)
-            return RUNNING if "_made_condition" in rare and "_notified" not in rare else self._status
+            condition: _Condition | None = vars(self).get("_made_condition")
+            if condition is not None and not condition.notified:
+                return RUNNING
+            return FINISHED if self._status == FAILED else self._status
 
     def _notify(self) -> None:
-        rare = vars(self)
-        condition: threading.Condition = rare["_made_condition"]
+        condition: _Condition = vars(self)["_made_condition"]
         with condition:
-            if "_notified" in rare:
+            if condition.notified:
                 return
-            rare["_notified"] = True
-            for waiter in self._waiters:
+            condition.notified = True
+            for waiter in condition.waiters:
                 if self._status == CANCELLED:
                     waiter.add_cancelled(self)
-                elif self._failure is not None:
+                elif self._status == FAILED:
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
@@ -352,9 +348,9 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
         """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.15."""
-        if self._status != FINISHED:
-            return self.done(), self.cancelled(), None, None
-        return True, False, self._result, None if self._failure is None else self._failure.retrieve()
+        if self._status == FAILED:
+            return True, False, None, self._result.retrieve()
+        return self.done(), self.cancelled(), self._result if self._status == FINISHED else None, None
 
     @override
     def set_running_or_notify_cancel(self) -> bool:
@@ -370,6 +366,15 @@ class EagerFuture(concurrent.futures.Future[T]):
     def set_exception(self, exception: BaseException | None) -> None:  # noqa: ARG002  # as above
         """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
         raise RuntimeError(f"{type(self).__name__} does not support set_exception operation")
+
+
+class _Condition(threading.Condition):
+    """What `concurrent.futures.wait` and its like hold while they look at a future, and who is enlisted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiters: list[Any] = []
+        self.notified: bool = False  # whether they have been told of the end
 
 
 class CancelRequest:

@@ -148,8 +148,7 @@ class BackgroundLoop:
         loop_thread = self._loop_thread
         if loop_thread is None:
             return set()
-        tasks = [*loop_thread.tasks.copy(), *loop_thread.daemons.copy()]
-        return {task for task in tasks if not task.done()}
+        return {task for task in loop_thread.tasks.copy() if not task.done()}
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Refuse new work, wait for what is there, and close the loop as `asyncio.run` does.

@@ -34,8 +34,6 @@ T = TypeVar("T")
 # begin on the loop's next turn, to save the stack.
 _DEEPEST_CALL: Final = 50
 
-_NOT_THERE: Final = object()
-
 # Whether calls that don't say so are daemons: set in the context of a task that was told.
 inherited_daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_async_daemon", default=False)
 
@@ -70,9 +68,7 @@ class LoopThread:
         self.closed: bool = False  # takes on that alone, to the last
         self.ended: bool = False  # takes on nothing
         self.ident: int | None = None  # while the thread runs
-        # Dicts, as they hold their order and take less memory than sets.
-        self.tasks: dict[EagerTask[Any], None] = {}  # unfinished: they hold the process
-        self.daemons: dict[EagerTask[Any], None] = {}  # unfinished: they don't
+        self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished, and whether they are daemons
         self.resting: set[asyncio.Task[Any]] = set()  # producers whose buffer is full: they don't either
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
         self.watchers: list[Callable[[], object]] = []  # called when a task ends
@@ -121,19 +117,17 @@ class LoopThread:
                 daemon = inherited_daemon.get()
             else:
                 context.run(inherited_daemon.set, daemon)
-            unfinished = self.daemons if daemon else self.tasks
-            task = EagerTask(self, coro, context, name, unfinished, caller)
+            task = EagerTask(self, coro, context, name, caller)
         except BaseException:
             coro.close()
             raise
         try:
-            unfinished[task] = None
-            own = get_ident() == self.ident
-            if self.ended if own else self.closed:
+            self.tasks[task] = daemon
+            if self.closed:
                 self._refuse(task)
             if limit is not None:
                 limit.line_up(task)
-            if own and self._depth < _DEEPEST_CALL:
+            if get_ident() == self.ident and self._depth < _DEEPEST_CALL:
                 self._depth += 1
                 try:
                     task._run()
@@ -154,8 +148,10 @@ class LoopThread:
             del task  # no cycle, as in start_now
 
     def _refuse(self, task: EagerTask[Any]) -> None:
-        """Raise, unless the thread has found the task among the unfinished, and ended it."""
-        if task._unfinished.pop(task, _NOT_THERE) is not _NOT_THERE:
+        """Raise, unless the thread still takes on its own, or has found the task, and ended it."""
+        if get_ident() == self.ident and not self.ended:
+            return
+        if self.tasks.pop(task, None) is not None:
             self.call_soon(self._stop)  # the thread may have seen it there, and wait for its end
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
 
@@ -172,7 +168,7 @@ class LoopThread:
             task = self.interrupted.pop()
             task._withdraw()
             if task.done():
-                task._unfinished.pop(task, None)
+                self.tasks.pop(task, None)
 
     def watch(self, watcher: Callable[[], object]) -> None:
         """Have something called in the loop's thread whenever a task ends, or it does. From any thread."""
@@ -181,7 +177,8 @@ class LoopThread:
 
     def holds_process(self) -> bool:
         """Whether a task is left that the process waits for when it ends. From any thread."""
-        return any(task._asyncio_task not in self.resting for task in self.tasks.copy())
+        tasks = self.tasks.copy()
+        return any(not daemon and task._asyncio_task not in self.resting for task, daemon in tasks.items())
 
     def report(self, message: str, exception: BaseException) -> None:
         """Tell the loop's exception handler of an error that nobody else would hear of."""
@@ -254,8 +251,7 @@ class LoopThread:
         self.open = False
         if cancel:
             # Those that wait first, or one would begin in the place of another that is cancelled.
-            unfinished = [*self.tasks.copy(), *self.daemons.copy()]
-            for task in sorted(unfinished, key=lambda task: task.running()):
+            for task in sorted(self.tasks.copy(), key=lambda task: task.running()):
                 task.cancel()
         self.watch(self._stop)
         self.call_soon(self._stop)
@@ -331,11 +327,11 @@ class LoopThread:
 
     def _has_unfinished(self) -> bool:
         """Whether tasks are left. If none holds the process, they are cancelled, but not in their cleanup."""
-        unfinished = [*self.tasks, *self.daemons]
-        if not (self.tasks if self._keeps_resting else self.holds_process()):
-            for daemon in unfinished:
+        tasks = self.tasks.copy()
+        if all(tasks.values()) if self._keeps_resting else not self.holds_process():
+            for daemon in tasks:
                 daemon._cancel_for_awaiter(CancelRequest())
-        return bool(unfinished)
+        return bool(tasks)
 
     def _bury(self) -> None:
         """End whatever is still unfinished."""
@@ -345,10 +341,9 @@ class LoopThread:
         try:
             self.loop.close()
         finally:
-            for unfinished in (self.tasks, self.daemons):
-                while unfinished:
-                    with suppress(KeyError):  # struck off in the meantime
-                        unfinished.popitem()[0]._lose()
+            while self.tasks:
+                with suppress(KeyError):  # struck off in the meantime
+                    self.tasks.popitem()[0]._lose()
             live.discard(self)
             self.ident = None  # from now on it may be another thread's
             self.tell_watchers()
@@ -362,7 +357,7 @@ class LoopThread:
         self.open = False
         self.closed = True
         self.ended = True
-        return [self, *(task._leave_behind() for task in [*self.tasks, *self.daemons])]
+        return [self, *(task._leave_behind() for task in self.tasks.copy())]
 
 
 class _Probe:

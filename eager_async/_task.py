@@ -8,7 +8,6 @@ import sys
 import threading
 import traceback
 from asyncio import CancelledError
-from collections.abc import Coroutine
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -19,19 +18,18 @@ from eager_async._cpython import (
     GIL_ENABLED,
     PENDING,
     RUNNING,
-    LeanMeta,
     running_loop,
     start_now,
 )
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Failure
-from eager_async._future import CancelRequest, EagerFuture
+from eager_async._future import FAILED, CancelRequest, EagerFuture
 from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
 
 if TYPE_CHECKING:
     import contextvars
     import types
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from typing import TextIO
 
     from typing_extensions import override
@@ -48,7 +46,16 @@ R = TypeVar("R")
 _LONGEST_READING: Final = 0.1
 
 
-class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
+if TYPE_CHECKING:
+
+    class _Base(EagerFuture[T], Coroutine[Any, Any, T]):
+        """Which methods a task has."""
+
+else:
+    _Base = EagerFuture  # the ABC knows a coroutine by its methods; with its metaclass, tasks are made slower
+
+
+class EagerTask(_Base[T]):
     """The handle of a call that has started: poll it, block on it, or await it.
 
     It is a `concurrent.futures.Future`, with what `asyncio.Task` has beyond that. It also is a
@@ -60,21 +67,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     # Threads. `_run`, `_deliver`, `_finish` and `_end` run in the loop's thread alone. Others only ask:
     # they queue a `_deliver`, and set `_asked`, which `_run` looks at.
-    __slots__ = (
-        "_asked",
-        "_asyncio_task",
-        "_called_at",
-        "_called_in",
-        "_called_when",
-        "_context",
-        "_coro",
-        "_limit",
-        "_name",
-        "_unfinished",
-    )
-
-    # Of use to few tasks, and so in the `__dict__`, which the others never get.
-    _cancelling: bool = False  # whether one has been delivered to the coroutine
+    _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
     def __init__(
@@ -83,17 +76,15 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         coro: Coroutine[Any, Any, T],
         context: contextvars.Context,
         name: str,
-        unfinished: dict[EagerTask[Any], None],
         caller: types.FrameType,
     ) -> None:
         """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
         self._status = PENDING
-        self._callbacks = None
         self._loop_thread = loop_thread
+        self._callbacks = self._result = None
         self._coro: Coroutine[Any, Any, T] | None = coro
         self._context: contextvars.Context | None = context
         self._name = name
-        self._unfinished = unfinished  # where its loop keeps it until it is done
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
         self._asked: CancelRequest | None = None  # the latest cancellation asked for, from any thread
         self._limit: Limit | None = None  # with a place in which it runs, or waits for its turn to
@@ -106,9 +97,11 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
 
     def _run(self, *, has_place: bool = False) -> None:
         """Run the coroutine up to its first suspension, if it has a place or needs none."""
-        coro, context, loop_thread = self._coro, self._context, self._loop_thread
-        if context is None or coro is None or loop_thread is None:
+        context = self._context
+        if context is None:
             return  # begun or lost in the meantime
+        coro: Any = self._coro
+        loop_thread: Any = self._loop_thread
         if self._asked is not None:
             self._asked.in_time = True
             coro.close()
@@ -129,7 +122,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             if self._loop_thread is None:
                 raise
             self._asyncio_task = None
-            self._end(FINISHED, None, self._failed(exc))
+            self._end(FAILED, self._failure(exc))
             coro.close()
         finally:
             del self, context, asyncio_task  # no cycle, as in start_now
@@ -158,21 +151,20 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
                 return
             # The frames that it passed in the loop are not the task's.
             exc.with_traceback(coroutine_part(exc.__traceback__))
-        self._end(FINISHED, None, self._failed(exc))
+        self._end(FAILED, self._failure(exc))
 
-    def _failed(self, exc: BaseException) -> Failure:
+    def _failure(self, exc: BaseException) -> Failure:
         assert self._loop_thread is not None
         exc.with_traceback(users_part(exc.__traceback__))
         message = f"exception of {self._description()} was never retrieved"
         return Failure(exc, partial(self._loop_thread.report, message))
 
-    def _end(self, status: str, result: object, failure: Failure | None = None) -> None:
+    def _end(self, status: str, result: object) -> None:
         """Settle, and drop all but the outcome."""
-        loop_thread = self._loop_thread
-        assert loop_thread is not None
+        loop_thread: Any = self._loop_thread
         self._coro = self._context = self._asyncio_task = None
-        self._settle(status, result, failure)
-        self._unfinished.pop(self, None)
+        self._settle(status, result)
+        loop_thread.tasks.pop(self, None)
         if self._limit is not None:
             self._limit.leave(self)
         if loop_thread.watchers or loop_thread.interrupted:
@@ -184,7 +176,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             return
         coro = self._coro if self._status == PENDING else None
         error = LoopClosedError(f"{self._description()} can't go on: its background loop has ended")
-        self._end(FINISHED, None, self._failed(error))
+        self._end(FAILED, self._failure(error))
         if coro is not None:
             coro.close()  # or Python would warn that it was never awaited
 
@@ -211,12 +203,13 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             What the child must keep, and never run, close or collect: it is the parent's.
         """
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
-        vars(self).clear()  # a condition may be held by a thread that isn't here
+        for made in ("_made_callbacks", "_made_condition"):  # which a thread that isn't here may hold
+            vars(self).pop(made, None)
         self._callbacks = None
         if not self.done():
             error = LoopClosedError(f"{self._description()} runs in the parent process")
-            self._failure = Failure(error, None)
-            self._status = FINISHED
+            self._result = Failure(error, None)
+            self._status = FAILED
         self._coro = self._context = self._asyncio_task = self._loop_thread = None
         return kept
 
@@ -359,8 +352,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         Args:
             limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
         """
-        if self.done() and self._failure is not None:
-            frames = [frame for frame, _ in traceback.walk_tb(self._failure.traceback)]
+        if self._status == FAILED:
+            frames = [frame for frame, _ in traceback.walk_tb(self._result.traceback)]
             return frames if limit is None else frames[:limit]
         frames = self._read_coroutine(suspended_frames) or []
         return frames if limit is None else frames[max(len(frames) - limit, 0) :]
@@ -373,7 +366,7 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
             file: Where to print. None: to `sys.stderr`.
         """
         frames = self.get_stack(limit=limit)
-        failure = self._failure if self.done() else None
+        failure: Failure | None = self._result if self._status == FAILED else None
         kind = "Stack" if failure is None else "Traceback"
         head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
         lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()
@@ -400,8 +393,8 @@ class EagerTask(EagerFuture[T], Coroutine[Any, Any, T], metaclass=LeanMeta):
         """What the task is doing, or what came out of it."""
         if self._status == CANCELLED:
             return "cancelled"
-        if self._status == FINISHED and self._failure is not None:
-            return f"raised {reprlib.repr(self._failure.exception)}"
+        if self._status == FAILED:
+            return f"raised {reprlib.repr(self._result.exception)}"
         if self._status == FINISHED:
             return returned or f"returned {reprlib.repr(self._result)}"
         state = "being cancelled, running" if self._asked is not None else self._status.lower()

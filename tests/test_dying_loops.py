@@ -563,7 +563,7 @@ def test_a_task_that_has_ended_is_not_lost(fragile: FragileLoop, expected_log: C
     assert task.result() == 2
     loop_thread = fragile.loop._loop_thread
     assert loop_thread is not None
-    loop_thread.tasks[task] = None  # as between its end and that
+    loop_thread.tasks[task] = False  # as between its end and that
     fragile.kill(Broken("selector"))
     loop_thread.join()
     assert task.result() == 2
