@@ -6,6 +6,7 @@ import collections
 import threading
 import weakref
 from _thread import get_ident
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
         def _run(self) -> object: ...
 
 
-# Calls made in one turn of the loop. More than that wait for the next turn, so that a flood of them
-# leaves room for timers and sockets.
-_MOST_CALLS_A_TURN: Final = 150
+# Seconds after which the calls that are left wait for the loop's next turn, so that a flood of them leaves
+# room for timers and sockets; and how many are made between two looks at the clock.
+_LONGEST_DRAIN: Final = 0.0004
+_CALLS_A_LOOK: Final = 20
 
 
 class CallQueue:
@@ -88,9 +90,15 @@ class CallQueue:
     def _drain(self) -> None:
         self._armed = False
         calls = self._calls
+        left = len(calls)  # those that come in the meantime wait for the next turn
+        deadline = monotonic() + _LONGEST_DRAIN
         try:
-            for _ in range(min(len(calls), _MOST_CALLS_A_TURN)):
-                calls.popleft()._run()
+            while left > 0:
+                for _ in range(min(left, _CALLS_A_LOOK)):
+                    calls.popleft()._run()
+                left -= _CALLS_A_LOOK
+                if monotonic() > deadline:
+                    break
         finally:
             if calls and not self._armed:
                 self._arm()

@@ -11,7 +11,7 @@ from asyncio import CancelledError, get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
-from eager_async._cpython import CANCELLED, FINISHED, RUNNING, running_loop
+from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._log import logger
 from eager_async._where import users_level
@@ -277,7 +277,9 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         callbacks = self._callbacks
         if callbacks is None:
-            self._callbacks = callbacks = vars(self).setdefault("_made_callbacks", {})
+            made = {} if GIL_ENABLED else vars(self).setdefault("_made_callbacks", {})
+            # No call between look and store, so with the GIL no other thread: all who come get the same.
+            self._callbacks = callbacks = made if self._callbacks is None else self._callbacks
         callbacks[who] = call
         return self._loop_thread is not None or callbacks.pop(who, None) is None
 

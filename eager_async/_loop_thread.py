@@ -127,12 +127,12 @@ class LoopThread:
                 self._refuse(task)
             if limit is not None:
                 limit.line_up(task)
-            if get_ident() == self.ident and self._depth < _DEEPEST_CALL:
-                self._depth += 1
+            if get_ident() == self.ident and (depth := self._depth) < _DEEPEST_CALL:
+                self._depth = depth + 1
                 try:
                     task._run()
                 finally:
-                    self._depth -= 1
+                    self._depth = depth
             else:
                 self.run_soon(task)
         except LoopClosedError:

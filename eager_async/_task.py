@@ -18,6 +18,7 @@ from eager_async._cpython import (
     GIL_ENABLED,
     PENDING,
     RUNNING,
+    coarse_monotonic,
     running_loop,
     start_now,
 )
@@ -91,7 +92,7 @@ class EagerTask(_Base[T]):
         # The line of the call is worked out when somebody wants to read it.
         self._called_in = caller.f_code
         self._called_at = caller.f_lasti
-        self._called_when = monotonic()
+        self._called_when = coarse_monotonic()
 
     # The run, in the loop's thread
 

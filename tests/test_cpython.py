@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import dis
 import re
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, _cpython, eager, set_shared_loop, shared_loop
+from eager_async._future import EagerFuture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -39,6 +41,57 @@ def run(loop_factory: LoopFactory, main: Coroutine[Any, Any, Any]) -> Any:
     """`asyncio.run` on a loop of some kind."""
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         return runner.run(main)
+
+
+# What one thread does without another coming in between
+
+
+@pytest.mark.skipif(not _cpython.GIL_ENABLED, reason="done in another way without the GIL")
+def test_nothing_comes_between_the_look_for_callbacks_and_their_store() -> None:
+    """The interpreter changes threads, and runs signal handlers, at calls, jumps back and starts alone."""
+    names = [
+        instruction.opname if instruction.argval != "_callbacks" else f"{instruction.opname} _callbacks"
+        for instruction in dis.get_instructions(EagerFuture._call_when_done)
+    ]
+    store = names.index("STORE_ATTR _callbacks")
+    calls = [index for index, name in enumerate(names[:store]) if name.startswith("CALL")]
+    between = names[calls[-1] + 1 : store]
+    assert "LOAD_ATTR _callbacks" in between
+    harmless = ("LOAD_", "STORE_FAST", "POP_JUMP_", "JUMP_FORWARD", "COPY", "SWAP", "NOT_TAKEN", "NOP")
+    assert [name for name in between if not name.startswith(harmless) or "BACKWARD" in name] == []
+
+
+def test_threads_that_are_the_first_to_wait_are_all_woken_up() -> None:
+    """Whichever of them makes the dict of callbacks, no entry is lost."""
+    threads, tasks = 3, 500
+    start = threading.Barrier(threads + 1)
+    called: list[object] = []
+
+    async def enlist_all() -> None:
+        release = asyncio.Event()
+        waiting = [shared_loop().create_task(release.wait()) for _ in range(tasks)]
+
+        def enlist() -> None:
+            start.wait(WAIT)
+            for task in waiting:
+                task.add_done_callback(called.append)
+
+        helpers = [threading.Thread(target=enlist) for _ in range(threads)]
+        for helper in helpers:
+            helper.start()
+        await asyncio.to_thread(start.wait, WAIT)
+        for helper in helpers:
+            await asyncio.to_thread(helper.join, WAIT)
+        release.set()
+        await asyncio.gather(*waiting)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        shared_loop().create_task(enlist_all()).result(WAIT)
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(called) == threads * tasks
 
 
 # The states of futures
