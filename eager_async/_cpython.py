@@ -93,11 +93,6 @@ def start_now(
         # In two steps, as what a first step raises must not take the task with it.
         task = owner._asyncio_task = _new_task(_Task)
         _init_task(task, coro, loop=loop, name=name, context=context, eager_start=True)
-    except (SystemExit, KeyboardInterrupt):
-        if task is None or not task.done():
-            raise  # not the body's
-        return task
-    else:
         return task
     finally:
         # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
@@ -161,8 +156,7 @@ def _step_by_hand(
         assert task is not None
         for handle, step, step_context in scheduled:
             if _is_step_of(task, step) and not handle.cancelled():
-                _step(loop, task, step, step_context)
-                handle.cancel()
+                _step(loop, task, handle, step, step_context)
         return task
     finally:
         scheduled.clear()
@@ -180,8 +174,7 @@ def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[
         handle = ready[-1]
         if not _is_step_of(task, handle._callback):
             handle = next(other for other in ready.copy() if _is_step_of(task, other._callback))
-        _step(loop, task, handle._callback, handle._context)
-        handle.cancel()  # not before: a step that could not be made here is made in its turn
+        _step(loop, task, handle, handle._callback, handle._context)
         return task
     finally:
         del owner, task  # no cycle, as in start_now
@@ -198,22 +191,25 @@ def _has_begun(coro: Coroutine[Any, Any, Any]) -> bool:
 def _step(
     loop: asyncio.AbstractEventLoop,
     task: asyncio.Task[Any],
+    handle: asyncio.Handle,
     step: Callable[[], object],
     context: contextvars.Context,
 ) -> None:
-    """Run a task's step inside whatever task is running now."""
+    """Run a task's step, which is scheduled, inside whatever task is running now."""
     outer = asyncio.current_task(loop)
     if outer is not None:
         _tasks._leave_task(loop, outer)
     try:
         context.run(step)
+        handle.cancel()  # not before: a step that could not be made here is made in its turn
     except (SystemExit, KeyboardInterrupt):
-        if not task.done():
-            raise  # not the body's
+        if task.done():  # it is the body's
+            handle.cancel()
+        raise
     finally:
         if outer is not None:
             _tasks._enter_task(loop, outer)
-        del task, step, context  # no cycle, as in start_now
+        del task, handle, step, context  # no cycle, as in start_now
 
 
 async def shut_default_executor(loop: asyncio.AbstractEventLoop) -> None:

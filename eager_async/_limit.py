@@ -39,7 +39,7 @@ class Limit:
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
         # Dicts, as taking out is one atomic step.
         self._waiting: OrderedDict[EagerTask[Any], None] = OrderedDict()
-        self._running: dict[EagerTask[Any], None] = {}  # who has a place
+        self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether it may begin
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
 
     def line_up(self, task: EagerTask[Any]) -> None:
@@ -51,7 +51,7 @@ class Limit:
 
     def admit(self, task: EagerTask[Any]) -> bool:
         """Whether a task that has arrived may begin now; else it will, in its turn. In its loop's thread."""
-        return self._give_places(task)
+        return self._running.get(task, False) or self._give_places(task)
 
     def leave(self, task: EagerTask[Any]) -> None:
         """Have the next one begin, soon, in place of one that has ended. In its loop's thread."""
@@ -88,7 +88,7 @@ class Limit:
             successor, _ = self._waiting.popitem(last=False)
         except KeyError:  # cancelled in the meantime
             return False
-        self._running[successor] = None
+        self._running[successor] = False
         if successor._loop_thread is None:  # lost in the meantime
             self._running.pop(successor, None)
             return False
@@ -106,4 +106,6 @@ class Limit:
     def _begin(self, task: EagerTask[Any]) -> None:
         """Have a task begin in the place that it was given. In its loop's thread."""
         self._starting.pop(task, None)
-        task._run(has_place=True)
+        if task in self._running:
+            self._running[task] = True
+            task._run()

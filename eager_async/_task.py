@@ -96,7 +96,7 @@ class EagerTask(_Base[T]):
 
     # The run, in the loop's thread
 
-    def _run(self, *, has_place: bool = False) -> None:
+    def _run(self) -> None:
         """Run the coroutine up to its first suspension, if it has a place or needs none."""
         context = self._context
         if context is None:
@@ -108,7 +108,7 @@ class EagerTask(_Base[T]):
             coro.close()
             self._end(CANCELLED, self._asked.arguments)
             return
-        if self._limit is not None and not has_place and not self._limit.admit(self):
+        if self._limit is not None and not self._limit.admit(self):
             return  # its turn will come
         self._status = RUNNING
         self._context = None
@@ -116,26 +116,24 @@ class EagerTask(_Base[T]):
         try:
             asyncio_task = start_now(self, loop_thread.loop, coro, context, self._name)
             if asyncio_task.done():
-                self._finish(asyncio_task, let_out=True)
+                self._finish(asyncio_task)
             else:
                 asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
-        except BaseException as exc:  # a user's task factory may raise anything
+        except BaseException as exc:  # a user's task factory may raise anything; a body, SystemExit
             if self._loop_thread is None:
                 raise
-            self._asyncio_task = None
+            asyncio_task, self._asyncio_task = self._asyncio_task, None
+            if asyncio_task is not None and asyncio_task.done():
+                asyncio_task.exception()  # asyncio need not report it
             self._end(FAILED, self._failure(exc))
             coro.close()
         finally:
             del self, context, asyncio_task  # no cycle, as in start_now
 
-    def _finish(self, asyncio_task: asyncio.Task[T], *, let_out: bool = False) -> None:
-        """Take over what came out of the coroutine.
-
-        Args:
-            asyncio_task: Which has ended.
-            let_out: Whether the loop has raised it too, if it is a SystemExit or KeyboardInterrupt.
-        """
-        if self._loop_thread is None:
+    def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
+        """Take over what came out of the coroutine."""
+        loop_thread = self._loop_thread
+        if loop_thread is None:
             return  # lost, or told twice
         try:
             exc = asyncio_task.exception()
@@ -144,15 +142,17 @@ class EagerTask(_Base[T]):
             return
         if exc is None:
             self._end(FINISHED, asyncio_task.result())
-            return
-        if isinstance(exc, SystemExit | KeyboardInterrupt):
-            if not let_out:
-                # uvloop raises it only after this turn: two threads must not raise one object at a time.
-                self._loop_thread.loop.call_soon(partial(self._finish, asyncio_task, let_out=True))
-                return
-            # The frames that it passed in the loop are not the task's.
-            exc.with_traceback(coroutine_part(exc.__traceback__))
-        self._end(FAILED, self._failure(exc))
+        elif isinstance(exc, SystemExit | KeyboardInterrupt):
+            # The loop raises it too, uvloop only after this turn: two threads must not raise one object at a
+            # time.
+            loop_thread.loop.call_soon(self._exit, exc)
+        else:
+            self._end(FAILED, self._failure(exc))
+
+    def _exit(self, exc: BaseException) -> None:
+        """End with what the loop has raised, but without the frames that it passed there."""
+        if self._loop_thread is not None:  # not lost in the meantime
+            self._end(FAILED, self._failure(exc.with_traceback(coroutine_part(exc.__traceback__))))
 
     def _failure(self, exc: BaseException) -> Failure:
         assert self._loop_thread is not None
