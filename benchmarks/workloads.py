@@ -6,6 +6,7 @@ import asyncio
 import functools
 import importlib.util
 import inspect
+import os
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -174,6 +175,20 @@ async def _make_gate(_: object) -> asyncio.Future[None]:
 
 
 @contextmanager
+def _on_one_cpu() -> Iterator[None]:
+    """Keep this thread, and those that it starts, to one CPU, where that can be done."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
 def _requests(peer: Peer, address: str) -> Iterator[Run]:
     """Fetch a page in each call, with one client session on the peer's loop."""
     import aiohttp  # noqa: PLC0415
@@ -204,6 +219,9 @@ SLEEP: Final = Workload(
     needs_loop=True,
 )
 ONE: Final = Workload("one", "one call and its result at a time", "one", 2_000, _calls("one", give))
+ONE_CPU: Final = Workload(
+    "one_cpu", "the same with both threads on one CPU", "one", 2_000, _calls("one", give), _on_one_cpu
+)
 GATHER: Final = Workload(
     "gather", "`gather` of {count:,} calls from another loop", "gather", 2_000, _calls("gather", give)
 )

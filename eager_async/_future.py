@@ -45,9 +45,9 @@ class EagerFuture(concurrent.futures.Future[T]):
     """
 
     # The base class's `__init__` isn't called: its condition and lists are made for those who ask. What else
-    # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same. It
-    # takes 0.5 us, as do attributes that aren't set when the object is made. (No `__slots__`: beside the
-    # `__dict__`, which the base class brings, they cost time and memory.)
+    # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
+    # That takes 0.5 us, as does an attribute that isn't set when the object is made. (No `__slots__`: beside
+    # the `__dict__`, which the base class brings, they cost time and memory.)
     _status: str
     _loop_thread: LoopThread | None  # None once done
     _result: Any  # once done: the result, the Failure, or the arguments of the CancelledError
