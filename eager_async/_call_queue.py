@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import collections
+import os
 import threading
 import weakref
 from _thread import get_ident
+from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from eager_async._cpython import running_loop
 
 if TYPE_CHECKING:
     import asyncio
@@ -26,6 +30,9 @@ _LONGEST_DRAIN: Final = 0.0004
 _CALLS_A_LOOK: Final = 20
 
 
+_os: Any = os  # type checkers know `eventfd` on Linux alone
+
+
 class CallQueue:
     """Calls that any thread may queue, and one loop makes in its thread, in order.
 
@@ -37,15 +44,37 @@ class CallQueue:
     which is to come makes the call; both orders follow from the deque's own lock, without the GIL too.
     Two threads that arm at once cost a `_drain` that finds nothing. A signal handler that queues while
     its own thread is arming must not count on that, which goes on only after it: `_arming` tells.
+
+    A queue that listens to a descriptor of its own needs nothing of the loop's: to be woken up by
+    `call_soon_threadsafe` takes 3 us more.
     """
 
-    __slots__ = ("_armed", "_arming", "_calls", "_loop")
+    __slots__ = ("_armed", "_arming", "_calls", "_descriptor", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = False
         self._arming: set[int] = set()  # the threads that are about to schedule a `_drain`
         self._calls: collections.deque[Runnable] = collections.deque()
         self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
+        self._descriptor: _Descriptor | None = None
+
+    def listen(self) -> None:
+        """Be woken up by a descriptor, if system and loop can do that. Before the loop runs."""
+        loop = self._loop()
+        if loop is None or not hasattr(os, "eventfd"):
+            return
+        try:
+            descriptor = _Descriptor()
+            loop.add_reader(descriptor.number, self._wake_up, descriptor)
+        except (NotImplementedError, OSError):  # not with this loop, or no descriptor can be had
+            return
+        self._descriptor = descriptor
+
+    def unlisten(self) -> None:
+        """End that. When the loop runs no more, before it is closed."""
+        loop, descriptor, self._descriptor = self._loop(), self._descriptor, None
+        if loop is not None and descriptor is not None:
+            loop.remove_reader(descriptor.number)
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> bool:
         """Have the loop make a call, in this thread's order. From any thread.
@@ -75,7 +104,13 @@ class CallQueue:
         try:
             self._arming.add(thread)
             self._armed = True
-            loop.call_soon_threadsafe(self._drain)
+            descriptor = self._descriptor
+            if descriptor is None:
+                loop.call_soon_threadsafe(self._drain)
+            elif running_loop() is loop:
+                loop.call_soon(self._drain)
+            else:
+                descriptor.write()
         except BaseException as exc:  # a Ctrl-C too, else nobody would ever arm again
             self._armed = False
             if isinstance(exc, RuntimeError) and loop.is_closed():
@@ -86,6 +121,10 @@ class CallQueue:
             if outermost:
                 self._arming.discard(thread)
         return True
+
+    def _wake_up(self, descriptor: _Descriptor) -> None:
+        descriptor.read()
+        self._drain()
 
     def _drain(self) -> None:
         self._armed = False
@@ -102,6 +141,29 @@ class CallQueue:
         finally:
             if calls and not self._armed:
                 self._arm()
+
+
+class _Descriptor:
+    """What threads write to and a loop listens to: Linux's eventfd.
+
+    It is closed when nobody refers to it any more, so no thread writes to a number that is somebody else's.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number: int = _os.eventfd(0, _os.EFD_NONBLOCK | _os.EFD_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+    def write(self) -> None:
+        _os.eventfd_write(self.number, 1)
+
+    def read(self) -> None:
+        with suppress(BlockingIOError):  # read before
+            _os.eventfd_read(self.number)
 
 
 class _Call:

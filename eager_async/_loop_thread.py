@@ -73,6 +73,7 @@ class LoopThread:
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
         self.watchers: list[Callable[[], object]] = []  # called when a task ends
         self._calls = CallQueue(loop)
+        contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
         self._keeps_resting = False
@@ -88,6 +89,7 @@ class LoopThread:
             self._thread.start()
         except Exception:  # no thread can be had
             live.discard(self)
+            self._calls.unlisten()
             self.loop.close()
             raise
         except BaseException:  # a Ctrl-C: it may have started, and then it ends itself
@@ -339,6 +341,7 @@ class LoopThread:
         self.closed = True
         self.ended = True
         try:
+            self._calls.unlisten()
             self.loop.close()
         finally:
             while self.tasks:

@@ -177,6 +177,13 @@ async def double(number: int) -> int:
     return 2 * number
 
 
+@pytest.fixture
+def self_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops are woken up by their self-pipe, as where there is no eventfd: a write to that can't get lost."""
+    monkeypatch.delattr("os.eventfd", raising=False)
+
+
+@pytest.mark.usefixtures("self_pipe")
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
     """A loop that sleeps on because a wake-up was lost is woken by whoever waits, without a warning."""
@@ -193,6 +200,7 @@ def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
     assert signal_.number == 0
 
 
+@pytest.mark.usefixtures("self_pipe")
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for a failed write to the socket, which asyncio swallows (python/cpython#156054)."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import errno
 import gc
 import itertools
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
-from eager_async._call_queue import CallQueue, call_queue
+from eager_async._call_queue import CallQueue, _Descriptor, call_queue
 
 if TYPE_CHECKING:
     import types
@@ -132,9 +134,26 @@ def test_a_burst_costs_one_wake_up(loop: ManualLoop, queue: CallQueue) -> None:
         loop.turn_until_idle()
 
 
-def test_a_burst_of_eager_calls_costs_one_wake_up() -> None:
-    """Eager calls that are made while the loop is busy write to its self-pipe once."""
+@pytest.fixture(params=["descriptor", "self-pipe"])
+def woken_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How loops are woken up: by a descriptor of the queue's, where there are such, or by their own means."""
+    if request.param == "self-pipe":
+        monkeypatch.delattr("os.eventfd", raising=False)
+    elif not hasattr(os, "eventfd"):
+        pytest.skip("Linux has them")
+
+
+@pytest.mark.usefixtures("woken_by")
+def test_a_burst_of_eager_calls_costs_one_wake_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eager calls that are made while the loop is busy wake it up once."""
     wake_ups: list[int] = []
+    write = _Descriptor.write
+
+    def counting_write(descriptor: _Descriptor) -> None:
+        wake_ups.append(1)
+        write(descriptor)
+
+    monkeypatch.setattr(_Descriptor, "write", counting_write)
 
     class CountingLoop(asyncio.SelectorEventLoop):
         def call_soon_threadsafe(self, *args: Any, **kwargs: Any) -> Any:
@@ -310,6 +329,96 @@ def test_a_call_may_queue_calls(loop: ManualLoop, queue: CallQueue) -> None:
     queue.call_soon(lambda: made.append("second"))
     loop.turn_until_idle()
     assert made == ["first", "second", "third"]
+
+
+# The descriptor by which a loop is woken up
+
+
+needs_descriptors = pytest.mark.skipif(not hasattr(os, "eventfd"), reason="Linux has them")
+
+
+def is_open(number: int) -> bool:
+    """Whether a descriptor is."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+@needs_descriptors
+def test_a_descriptor_is_open_as_long_as_a_thread_may_write_to_it() -> None:
+    """One that is about to write when the loop ends must not find another file under that number."""
+    loop = BackgroundLoop()
+    loop.create_task(asyncio.sleep(0)).result(WAIT)
+    assert loop._loop_thread is not None
+    writer = loop._loop_thread._calls._descriptor
+    assert writer is not None
+    number = writer.number
+    loop.shutdown()
+    assert is_open(number)
+    writer.write()
+    del writer
+    assert not is_open(number)
+
+
+@needs_descriptors
+@pytest.mark.parametrize("when", ["never started", "shut down", "dropped"])
+def test_loops_leave_no_descriptor_behind(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if no thread can be had for one."""
+    made: list[int] = []
+    make = os.eventfd  # type: ignore[attr-defined, unused-ignore]
+
+    def eventfd(*args: int) -> int:
+        made.append(make(*args))
+        return made[-1]
+
+    monkeypatch.setattr(os, "eventfd", eventfd)
+    loop = BackgroundLoop()
+    if when == "never started":
+        with monkeypatch.context() as context:
+            context.setattr(
+                threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread"))
+            )
+            with pytest.raises(RuntimeError, match="no thread"):
+                loop.create_task(asyncio.sleep(0))
+    else:
+        loop.create_task(asyncio.sleep(0)).result(WAIT)
+        thread = loop._loop_thread
+        assert thread is not None
+        if when == "shut down":
+            loop.shutdown()
+        else:
+            del loop
+            gc.collect()
+            assert thread.join(WAIT)
+        del thread
+    gc.collect()
+    assert len(made) == 1
+    assert not is_open(made[0])
+
+
+@needs_descriptors
+@pytest.mark.parametrize("cause", ["no descriptor left", "a loop that can't listen"])
+def test_loops_work_without_a_descriptor(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are then woken up by their own means."""
+
+    class Deaf(asyncio.SelectorEventLoop):
+        def add_reader(self, *_: object) -> Any:
+            raise NotImplementedError
+
+    def eventfd(*_: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    if cause == "no descriptor left":
+        monkeypatch.setattr(os, "eventfd", eventfd)
+        loop = BackgroundLoop()
+    else:
+        loop = BackgroundLoop(loop_factory=Deaf)
+    with loop:
+        assert [loop.create_task(asyncio.sleep(0, n)).result(WAIT) for n in range(3)] == [0, 1, 2]
+        assert loop._loop_thread is not None
+        assert loop._loop_thread._calls._descriptor is None
 
 
 @pytest.fixture
