@@ -14,7 +14,7 @@ import wrapt
 
 from eager_async._limit import Limit
 from eager_async._loop import BackgroundLoop, task_name
-from eager_async._process import thread_of
+from eager_async._process import shared_thread
 from eager_async._stream import start_stream
 
 if TYPE_CHECKING:
@@ -136,10 +136,11 @@ def _task_starter(
     limit: Limit | None,
 ) -> _Starter:
     """What makes the calls of a function, or of a method that was bound, start tasks."""
+    find_thread = shared_thread if loop is None else loop._admitting_thread
 
     def starter(function: Any) -> Callable[..., EagerTask[Any]]:
         def start(*args: Any, **kwargs: Any) -> EagerTask[Any]:
-            loop_thread = thread_of(loop)
+            loop_thread = find_thread()
             coro = function(*args, **kwargs)  # wrong arguments raise TypeError here
             if type(coro) is not _CoroutineType and not iscoroutine(coro):
                 raise TypeError(
@@ -184,10 +185,11 @@ def _stream_starter(
     buffer: int,
 ) -> _Starter:
     """What makes the calls of a function, or of a method that was bound, start streams."""
+    find_thread = shared_thread if loop is None else loop._admitting_thread
 
     def starter(function: Any) -> Callable[..., EagerStream[Any]]:
         def start(*args: Any, **kwargs: Any) -> EagerStream[Any]:
-            loop_thread = thread_of(loop)
+            loop_thread = find_thread()
             generator = function(*args, **kwargs)
             return start_stream(generator, buffer, loop_thread, name, daemon, copy_context(), _getframe(1))
 

@@ -13,7 +13,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._call_queue import CallQueue, adopt
-from eager_async._cpython import GIL_ENABLED, UNINTERRUPTIBLE_WAIT, new_thread, shut_default_executor
+from eager_async._cpython import (
+    GIL_ENABLED,
+    UNINTERRUPTIBLE_WAIT,
+    new_thread,
+    running_loop,
+    shut_default_executor,
+)
 from eager_async._errors import LoopClosedError
 from eager_async._future import CancelRequest
 from eager_async._log import logger
@@ -129,7 +135,7 @@ class LoopThread:
                 self._refuse(task)
             if limit is not None:
                 limit.line_up(task)
-            if get_ident() == self.ident and (depth := self._depth) < _DEEPEST_CALL:
+            if running_loop() is self.loop and (depth := self._depth) < _DEEPEST_CALL:
                 self._depth = depth + 1
                 try:
                     task._run()

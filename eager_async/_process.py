@@ -57,16 +57,16 @@ def set_shared_loop(loop: BackgroundLoop) -> BackgroundLoop:
     return before
 
 
-def thread_of(loop: BackgroundLoop | None) -> LoopThread:
-    """The thread that takes on new calls of an eager function with this loop, or without one.
+def shared_thread() -> LoopThread:
+    """The thread that takes on new calls of eager functions which have no loop of their own.
 
     Raises:
         LoopClosedError: If the loop was shut down, or the process is ending.
     """
-    loop_thread = (_shared if loop is None else loop)._loop_thread
+    loop_thread = _shared._loop_thread
     if loop_thread is not None and loop_thread.open:
         return loop_thread
-    return (shared_loop() if loop is None else loop)._admitting_thread()
+    return shared_loop()._admitting_thread()
 
 
 def _begin_anew() -> None:

@@ -1392,10 +1392,10 @@ def test_a_stream_that_comes_while_its_loop_closes_is_refused(
     loop = BackgroundLoop()
     loop_thread = loop._admitting_thread()
     loop.shutdown()
-    monkeypatch.setattr("eager_async._decorator.thread_of", lambda _: loop_thread)
+    monkeypatch.setattr(loop, "_admitting_thread", lambda: loop_thread)
     source = Source()
     with pytest.raises(LoopClosedError):
-        eager_stream(source)()
+        eager_stream(loop=loop)(source)()
     gc.collect()
     assert not source.begun.is_set()
     assert not recwarn.list
