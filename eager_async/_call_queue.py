@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
 # Seconds after which the calls that are left wait for the loop's next turn, so that a flood of them leaves
 # room for timers and sockets; and how many are made between two looks at the clock.
-_LONGEST_DRAIN: Final = 0.0004
+_LONGEST_DRAIN: Final = 0.0002
 _CALLS_A_LOOK: Final = 20
-
 
 _os: Any = os  # type checkers know `eventfd` on Linux alone
 
@@ -73,7 +72,7 @@ class CallQueue:
     def unlisten(self) -> None:
         """End that. When the loop runs no more, before it is closed."""
         loop, descriptor, self._descriptor = self._loop(), self._descriptor, None
-        if loop is not None and descriptor is not None:
+        if loop is not None and descriptor is not None and not loop.is_closed():
             loop.remove_reader(descriptor.number)
 
     def call_soon(self, function: Callable[..., object], *arguments: object) -> bool:
