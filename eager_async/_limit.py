@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from _thread import allocate_lock
-from collections import OrderedDict
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,17 +38,18 @@ class Limit:
     def forget_parent(self) -> None:
         """In a forked child: all places are free."""
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
-        # Dicts, as taking out is one atomic step.
-        self._waiting: OrderedDict[EagerTask[Any], None] = OrderedDict()
+        # Taking out of any of these is one atomic step. (An OrderedDict breaks without the GIL: of 3.13, at
+        # least, `popitem` beside another thread's `pop` leaves its list in a circle.)
+        self._waiting: deque[EagerTask[Any]] = deque()
         self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether it may begin
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
 
     def line_up(self, task: EagerTask[Any]) -> None:
         """Have a task wait for its turn, before it is queued. From any thread."""
         task._limit = self
-        self._waiting[task] = None
+        self._waiting.append(task)
         if task.done():  # lost in the meantime
-            self._waiting.pop(task, None)
+            self._forget(task)
 
     def admit(self, task: EagerTask[Any]) -> bool:
         """Whether a task that has arrived may begin now; else it will, in its turn. In its loop's thread."""
@@ -55,10 +57,15 @@ class Limit:
 
     def leave(self, task: EagerTask[Any]) -> None:
         """Have the next one begin, soon, in place of one that has ended. In its loop's thread."""
-        self._waiting.pop(task, None)
         self._starting.pop(task, None)
-        self._running.pop(task, None)
+        if self._running.pop(task, None) is None:
+            self._forget(task)
         self._give_places(None)
+
+    def _forget(self, task: EagerTask[Any]) -> None:
+        """Take out a task that has ended while it waited."""
+        with suppress(ValueError):  # about to get a place, and looked at then
+            self._waiting.remove(task)
 
     def leave_again(self, task: EagerTask[Any]) -> None:
         """Do again what may have been cut short, since the stack was full. In a loop's thread."""
@@ -85,8 +92,8 @@ class Limit:
         if len(self._running) >= self._places:
             return False
         try:
-            successor, _ = self._waiting.popitem(last=False)
-        except KeyError:  # cancelled in the meantime
+            successor = self._waiting.popleft()
+        except IndexError:  # cancelled in the meantime
             return False
         self._running[successor] = False
         if successor._loop_thread is None:  # lost in the meantime
