@@ -150,12 +150,14 @@ class _Descriptor:
 
     __slots__ = ("number",)
 
+    _close = os.close  # at the end of the process, the module's own names may be gone
+
     def __init__(self) -> None:
         self.number: int = _os.eventfd(0, _os.EFD_NONBLOCK | _os.EFD_CLOEXEC)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
-            os.close(self.number)
+            self._close(self.number)
 
     def write(self) -> None:
         _os.eventfd_write(self.number, 1)

@@ -38,8 +38,8 @@ class Limit:
     def forget_parent(self) -> None:
         """In a forked child: all places are free."""
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
-        # Taking out of any of these is one atomic step. (An OrderedDict breaks without the GIL: of 3.13, at
-        # least, `popitem` beside another thread's `pop` leaves its list in a circle.)
+        # Taking out of any of these is one atomic step. (Not of an OrderedDict: without the GIL, `popitem`
+        # beside another thread's `pop` breaks it, python/cpython#125996.)
         self._waiting: deque[EagerTask[Any]] = deque()
         self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether it may begin
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
