@@ -150,14 +150,13 @@ class _Descriptor:
 
     __slots__ = ("number",)
 
-    _close = os.close  # at the end of the process, the module's own names may be gone
-
     def __init__(self) -> None:
         self.number: int = _os.eventfd(0, _os.EFD_NONBLOCK | _os.EFD_CLOEXEC)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the end of the process, the module's own names may be gone.
         if hasattr(self, "number"):
-            self._close(self.number)
+            close(self.number)
 
     def write(self) -> None:
         _os.eventfd_write(self.number, 1)

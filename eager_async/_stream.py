@@ -237,7 +237,8 @@ class EagerStream(Generic[T_co]):
         runs = not self._producing.done()
         self._over = True
         self._channel.close()
-        self._producing._cancel_for_awaiter(CancelRequest())
+        if runs:  # else this may be the end of the process, when the module's names are gone
+            self._producing._cancel_for_awaiter(CancelRequest())
         return runs
 
     def _raise_from_cleanup(self) -> None:
