@@ -94,6 +94,26 @@ def test_threads_that_are_the_first_to_wait_are_all_woken_up() -> None:
     assert len(called) == threads * tasks
 
 
+def test_without_the_gil_the_first_who_wait_get_the_same_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dict of callbacks is then made in the task's own `__dict__`, and found there by the next."""
+    monkeypatch.setattr("eager_async._future.GIL_ENABLED", False)
+    called: list[object] = []
+
+    async def enlist() -> object:
+        release = asyncio.Event()
+        task = shared_loop().create_task(release.wait())
+        task.add_done_callback(called.append)
+        made, task._callbacks = task._callbacks, None  # as another thread, which comes now, sees it
+        task.add_done_callback(called.append)
+        assert task._callbacks is made
+        release.set()
+        await task
+        return task
+
+    task = shared_loop().create_task(enlist()).result(WAIT)
+    assert called == [task, task]
+
+
 # The states of futures
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import BackgroundLoop, EagerTask, LoopClosedError, eager
+from eager_async import BackgroundLoop, EagerTask, LoopClosedError, eager, shared_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -279,6 +279,14 @@ def test_a_done_callback_that_raises_is_logged(
 async def own_thread() -> threading.Thread:
     """Return the thread in which it runs."""
     return threading.current_thread()
+
+
+def test_an_exit_that_comes_after_the_end_of_its_task_changes_nothing() -> None:
+    """As when the loop dies between the body's SystemExit and the turn after it."""
+    task = shared_loop().create_task(own_thread())
+    thread = task.result(PATIENCE)
+    task._exit(SystemExit(3))
+    assert task.result() is thread
 
 
 def test_tasks_of_a_loop_that_dies_fail(

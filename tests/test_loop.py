@@ -27,7 +27,7 @@ from eager_async import (
 from eager_async._loop_thread import LoopThread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -1059,6 +1059,28 @@ def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
     with pytest.raises(LoopClosedError):
         loop_thread.start_task(own_thread(), "late()", None, contextvars.copy_context(), sys._getframe())
     assert loop_thread.join(PATIENCE)
+
+
+def test_cleanup_of_abandoned_generators_may_call_eager_functions() -> None:
+    """When all tasks have ended, and the loop takes on nothing more from other threads."""
+    loop = BackgroundLoop()
+    results: list[threading.Thread] = []
+
+    async def abandoned() -> AsyncGenerator[int, None]:
+        try:
+            yield 1
+        finally:
+            results.append(await loop.create_task(own_thread()))
+
+    generator = abandoned()
+
+    async def begin() -> int:
+        return await anext(generator)
+
+    assert loop.create_task(begin()).result(PATIENCE) == 1
+    thread = loop.create_task(own_thread()).result(PATIENCE)
+    loop.shutdown()
+    assert results == [thread]
 
 
 def test_a_refused_call_is_not_reported_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
