@@ -11,7 +11,7 @@ from asyncio import CancelledError, get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
-from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, running_loop
+from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, PENDING, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._log import logger
 from eager_async._where import users_level
@@ -61,12 +61,12 @@ class EagerFuture(concurrent.futures.Future[T]):
     @override
     def running(self) -> bool:
         """Return True if the work has begun and hasn't ended. From any thread."""
-        return self._status == RUNNING
+        return self._loop_thread is not None and self._status != PENDING
 
     @override
     def cancelled(self) -> bool:
         """Return True if the work ended by being cancelled. From any thread."""
-        return self._status == CANCELLED
+        return self._loop_thread is None and self._status == CANCELLED  # not before it is done
 
     @override
     def result(self, timeout: float | None = None) -> T:
