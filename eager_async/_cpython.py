@@ -45,7 +45,7 @@ UNINTERRUPTIBLE_WAIT: float | None = 0.1 if sys.platform == "win32" and sys.vers
 # (asyncio.proactor_events.BaseProactorEventLoop).
 NEW_LOOPS_TAKE_SIGNALS: bool = sys.platform == "win32"
 
-# `time.monotonic`, some milliseconds late, in half the time: Linux's CLOCK_MONOTONIC_COARSE, which `time`
+# `time.monotonic`, some milliseconds late, in less time: Linux's CLOCK_MONOTONIC_COARSE, which `time`
 # has no name for.
 coarse_monotonic: Callable[[], float] = (
     functools.partial(time.clock_gettime, 6) if sys.platform == "linux" else time.monotonic

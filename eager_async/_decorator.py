@@ -67,7 +67,7 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
     """A decorated function. How it is bound as a method is wrapt's to know."""
 
     # A call finds a plain function in this slot, with all that it needs in its closure: nothing has to be
-    # read from the proxy, whose attributes take 40 to 70 ns each.
+    # read from the proxy, which takes long.
     __slots__ = ("__call__",)
 
     def __init__(self, function: Any, starter: _Starter) -> None:

@@ -46,10 +46,9 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     # The base class's `__init__` isn't called: its condition and lists are made for those who ask. What else
     # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
-    # That takes 0.5 us, as does an attribute that isn't set when the object is made. (No `__slots__`: beside
-    # the `__dict__`, which the base class brings, they cost time and memory.)
-    _status: str
-    _loop_thread: LoopThread | None  # None once done
+    # (No `__slots__`: beside the `__dict__`, which the base class brings, they cost time and memory.)
+    _status: str  # PENDING, RUNNING; then FINISHED, FAILED or CANCELLED
+    _loop_thread: LoopThread | None  # None once done: that is the mark
     _result: Any  # once done: the result, the Failure, or the arguments of the CancelledError
     _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
@@ -61,7 +60,7 @@ class EagerFuture(concurrent.futures.Future[T]):
     @override
     def running(self) -> bool:
         """Return True if the work has begun and hasn't ended. From any thread."""
-        return self._loop_thread is not None and self._status != PENDING
+        return self._loop_thread is not None and self._status not in {PENDING, CANCELLED}
 
     @override
     def cancelled(self) -> bool:
@@ -292,7 +291,11 @@ class EagerFuture(concurrent.futures.Future[T]):
         return callbacks is not None and callbacks.pop(who, None) is not None
 
     def _settle(self, status: str, result: object) -> None:
-        """Make the outcome known to all who wait. Once, on the loop's thread."""
+        """Make the outcome known to all who wait. Once, on the loop's thread.
+
+        In this order: whoever finds `_loop_thread` None finds the outcome too. `_status` may change a
+        moment earlier, so it alone doesn't say that the future is done.
+        """
         self._result = result
         self._status = status
         self._loop_thread = None

@@ -41,7 +41,7 @@ class Limit:
         # Taking out of any of these is one atomic step. (Not of an OrderedDict: without the GIL, `popitem`
         # beside another thread's `pop` breaks it, python/cpython#125996.)
         self._waiting: deque[EagerTask[Any]] = deque()
-        self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether it may begin
+        self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether `_begin` called it up
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
 
     def line_up(self, task: EagerTask[Any]) -> None:

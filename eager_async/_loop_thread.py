@@ -74,8 +74,8 @@ class LoopThread:
         self.closed: bool = False  # takes on that alone, to the last
         self.ended: bool = False  # takes on nothing
         self.ident: int | None = None  # while the thread runs
-        self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished, and whether they are daemons
-        self.resting: set[asyncio.Task[Any]] = set()  # producers whose buffer is full: they don't either
+        self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons don't hold the process
+        self.resting: set[asyncio.Task[Any]] = set()  # producers whose buffer is full: nor do they
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
         self.watchers: list[Callable[[], object]] = []  # called when a task ends
         self._calls = CallQueue(loop)
@@ -112,7 +112,7 @@ class LoopThread:
         caller: types.FrameType,
         limit: Limit | None = None,
     ) -> EagerTask[T]:
-        """Have a coroutine begin: before this returns if called in the loop's thread, else soon.
+        """Have a coroutine begin: before this returns if the loop runs in this thread, else soon.
 
         With a limit, that may be only when others have ended. The context is for this task alone. A
         coroutine that isn't taken on is closed.
@@ -229,7 +229,8 @@ class LoopThread:
         if probe is None or probe.answered:
             self._probe = probe = _Probe()
             try:
-                # Not by the queue: this also wakes up a loop that missed a wake-up (python/cpython#156054).
+                # Not by the queue, which may wait for a wake-up: asyncio swallows a failed write to its
+                # self-pipe (python/cpython#156054), and this makes up for it.
                 self.loop.call_soon_threadsafe(probe.answer)
             except RuntimeError:
                 return  # closed

@@ -66,8 +66,9 @@ class EagerTask(_Base[T]):
     Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
     """
 
-    # Threads. `_run`, `_deliver`, `_finish` and `_end` run in the loop's thread alone. Others only ask:
-    # they queue a `_deliver`, and set `_asked`, which `_run` looks at.
+    # Threads. `_run`, `_finish`, `_exit`, `_end`, `_lose`, `_withdraw` and `_deliver` run in the loop's
+    # thread alone, `_leave_behind` in a forked child. Others only ask: they set `_asked`, which `_run` looks
+    # at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
@@ -204,7 +205,8 @@ class EagerTask(_Base[T]):
             What the child must keep, and never run, close or collect: it is the parent's.
         """
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
-        for made in ("_made_callbacks", "_made_condition"):  # which a thread that isn't here may hold
+        # The parent's callbacks, and a condition that a thread which isn't here may hold.
+        for made in ("_made_callbacks", "_made_condition"):
             vars(self).pop(made, None)
         self._callbacks = None
         if not self.done():

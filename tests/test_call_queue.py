@@ -8,6 +8,7 @@ import errno
 import gc
 import itertools
 import os
+import select
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -360,6 +361,17 @@ def test_a_descriptor_is_open_as_long_as_a_thread_may_write_to_it() -> None:
     writer.write()
     del writer
     assert not is_open(number)
+
+
+@needs_descriptors
+def test_a_loop_that_has_nothing_to_do_rests() -> None:
+    """A wake-up is used up by the calls that it is for."""
+    with BackgroundLoop() as loop:
+        loop.create_task(asyncio.sleep(0)).result(WAIT)
+        assert loop._loop_thread is not None
+        descriptor = loop._loop_thread._calls._descriptor
+        assert descriptor is not None
+        assert select.select([descriptor.number], [], [], 0)[0] == []
 
 
 @needs_descriptors

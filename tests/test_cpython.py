@@ -10,6 +10,7 @@ import re
 import sys
 import sysconfig
 import threading
+import time
 from asyncio import tasks as asyncio_tasks
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +113,12 @@ def test_without_the_gil_the_first_who_wait_get_the_same_callbacks(monkeypatch: 
 
     task = shared_loop().create_task(enlist()).result(WAIT)
     assert called == [task, task]
+
+
+def test_the_coarse_clock_is_the_monotonic_one_a_little_late() -> None:
+    """Ages are differences of the two."""
+    before = time.monotonic()
+    assert before - 0.05 <= _cpython.coarse_monotonic() <= time.monotonic()
 
 
 # The states of futures

@@ -1061,6 +1061,18 @@ def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
     assert loop_thread.join(PATIENCE)
 
 
+def test_daemons_do_not_keep_a_loop_that_nobody_refers_to() -> None:
+    """It ends when the rest have ended; daemons are cancelled."""
+    loop = BackgroundLoop()
+    task = loop.create_task(asyncio.sleep(3600), daemon=True)
+    loop_thread = loop._loop_thread
+    assert loop_thread is not None
+    del loop
+    gc.collect()
+    assert loop_thread.join(PATIENCE)
+    assert task.cancelled()
+
+
 def test_cleanup_of_abandoned_generators_may_call_eager_functions() -> None:
     """When all tasks have ended, and the loop takes on nothing more from other threads."""
     loop = BackgroundLoop()
