@@ -36,7 +36,9 @@ class CallQueue:
     """Calls that any thread may queue, and one loop makes in its thread, in order.
 
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
-    call. Here a write is made only if none is under way: `_armed` says that a `_drain` is scheduled.
+    call. Here the loop is woken up only if that isn't under way: `_armed` says that a `_drain` is to
+    come. It comes by a descriptor of the queue's own that the loop reads (`listen`), which costs less; in
+    that loop's own thread, by `call_soon`; where there is no descriptor, by `call_soon_threadsafe`.
 
     No call is lost: whoever queues looks at `_armed` *after* appending, and `_drain` clears it *before*
     it empties the queue. So a thread that finds it set appended before that clearing, and the `_drain`
@@ -44,8 +46,8 @@ class CallQueue:
     Two threads that arm at once cost a `_drain` that finds nothing. A signal handler that queues while
     its own thread is arming must not count on that, which goes on only after it: `_arming` tells.
 
-    A queue that listens to a descriptor of its own needs nothing of the loop's: to be woken up by
-    `call_soon_threadsafe` takes 3 us more.
+    Threads: `listen` comes before the loop's thread, and `unlisten` in it when the loop has stopped. `_arm`
+    reads `_descriptor` once, and so keeps it open while it writes.
     """
 
     __slots__ = ("_armed", "_arming", "_calls", "_descriptor", "_loop")
@@ -162,7 +164,7 @@ class _Descriptor:
         _os.eventfd_write(self.number, 1)
 
     def read(self) -> None:
-        with suppress(BlockingIOError):  # read before
+        with suppress(BlockingIOError):  # by the same event, if a callback ended the loop's turn before
             _os.eventfd_read(self.number)
 
 

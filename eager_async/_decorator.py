@@ -84,7 +84,7 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
             _FunctionWrapper.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        return f"<{self._decorator} {self.__wrapped__!r}>"
+        return f"<{self._self_decorator} {self.__wrapped__!r}>"
 
     def __reduce_ex__(self, protocol: object) -> str:
         qualname: str = self.__qualname__
@@ -106,7 +106,7 @@ class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
         return starter(self.__wrapped__)
 
     def __repr__(self) -> str:
-        return f"<{self._self_parent._decorator} {self.__wrapped__!r}>"
+        return f"<{self._self_parent._self_decorator} {self.__wrapped__!r}>"
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return getattr, (self._holder(), self.__name__)
@@ -125,7 +125,7 @@ class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
 
 class _EagerFunction(_Function):
     __slots__ = ()
-    _decorator = "eager"
+    _self_decorator = "eager"
     __bound_function_wrapper__ = _BoundFunction
 
 
@@ -174,7 +174,7 @@ class _BoundStreamFunction(_WithoutAsend, _BoundFunction):
 
 class _StreamFunction(_WithoutAsend, _Function):
     __slots__ = ()
-    _decorator = "eager_stream"
+    _self_decorator = "eager_stream"
     __bound_function_wrapper__ = _BoundStreamFunction
 
 

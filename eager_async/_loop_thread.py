@@ -337,9 +337,10 @@ class LoopThread:
     def _has_unfinished(self) -> bool:
         """Whether tasks are left. If none holds the process, they are cancelled, but not in their cleanup."""
         tasks = self.tasks.copy()
-        if all(tasks.values()) if self._keeps_resting else not self.holds_process():
-            for daemon in tasks:
-                daemon._cancel_for_awaiter(CancelRequest())
+        held = not all(tasks.values()) if self._keeps_resting else self.holds_process()
+        if not held:
+            for task in tasks:
+                task._cancel_for_awaiter(CancelRequest())
         return bool(tasks)
 
     def _bury(self) -> None:

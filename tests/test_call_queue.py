@@ -364,6 +364,20 @@ def test_a_descriptor_is_open_as_long_as_a_thread_may_write_to_it() -> None:
 
 
 @needs_descriptors
+def test_a_descriptor_is_closed_when_its_module_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As at the end of the process, without the GIL."""
+    descriptor = _Descriptor()
+    number = descriptor.number
+    with monkeypatch.context() as context:
+        context.setattr("eager_async._call_queue.os", None)
+        context.setattr("eager_async._call_queue._os", None)
+        del descriptor
+    assert not is_open(number)
+
+
+@needs_descriptors
 def test_a_loop_that_has_nothing_to_do_rests() -> None:
     """A wake-up is used up by the calls that it is for."""
     with BackgroundLoop() as loop:

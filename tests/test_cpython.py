@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import BackgroundLoop, _cpython, eager, set_shared_loop, shared_loop
+from eager_async import BackgroundLoop, LoopClosedError, _cpython, eager, set_shared_loop, shared_loop
 from eager_async._future import EagerFuture
 
 if TYPE_CHECKING:
@@ -113,6 +113,32 @@ def test_without_the_gil_the_first_who_wait_get_the_same_callbacks(monkeypatch: 
 
     task = shared_loop().create_task(enlist()).result(WAIT)
     assert called == [task, task]
+
+
+def test_without_the_gil_a_child_forgets_the_parents_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They aren't found again in the task's `__dict__`."""
+    monkeypatch.setattr("eager_async._future.GIL_ENABLED", False)
+    parents: list[object] = []
+    childs: list[object] = []
+
+    async def leave_behind() -> None:
+        release = asyncio.Event()
+        task = shared_loop().create_task(release.wait())
+        task.add_done_callback(parents.append)
+        loop_thread = task._loop_thread
+        assert loop_thread is not None
+        kept = task._leave_behind()
+        del loop_thread.tasks[task]  # here it isn't a child's
+        task.add_done_callback(childs.append)
+        assert task.remove_done_callback(parents.append) == 0
+        release.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert isinstance(task.exception(), LoopClosedError)
+        del kept
+
+    shared_loop().create_task(leave_behind()).result(WAIT)
+    assert (len(parents), len(childs)) == (0, 1)
 
 
 def test_the_coarse_clock_is_the_monotonic_one_a_little_late() -> None:

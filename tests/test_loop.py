@@ -1061,6 +1061,26 @@ def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
     assert loop_thread.join(PATIENCE)
 
 
+def test_a_call_made_between_two_turns_of_the_loop_begins_in_the_next() -> None:
+    """As by an exception handler, when a callback has ended the turn: in a real task all the same."""
+    tasks: list[EagerTask[bool]] = []
+    called = threading.Event()
+
+    async def is_in_task() -> bool:
+        return asyncio.current_task() is not None
+
+    with BackgroundLoop() as loop:
+
+        def handle(*_: object) -> None:
+            tasks.append(loop.create_task(is_in_task()))
+            called.set()
+
+        loop.asyncio_loop.set_exception_handler(handle)
+        loop.asyncio_loop.call_soon_threadsafe(sys.exit, 3)
+        assert called.wait(PATIENCE)
+        assert tasks[0].result(PATIENCE)
+
+
 def test_daemons_do_not_keep_a_loop_that_nobody_refers_to() -> None:
     """It ends when the rest have ended; daemons are cancelled."""
     loop = BackgroundLoop()

@@ -1373,6 +1373,26 @@ def test_a_loop_that_dies_ends_its_streams(
     loop.shutdown()
 
 
+def test_a_stream_that_has_ended_goes_when_its_module_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As at the end of the process, without the GIL: no traceback."""
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+
+    @eager_stream
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    stream = numbers()
+    assert list(stream) == [1]
+    with monkeypatch.context() as context:
+        context.setattr("eager_async._stream.CancelRequest", None)
+        del stream
+        gc.collect()
+    assert raised == []
+
+
 def test_a_stream_that_is_refused_never_begins(recwarn: pytest.WarningsRecorder) -> None:
     """A call on a loop that was shut down raises LoopClosedError; nothing begins, nothing is warned of."""
     loop = BackgroundLoop()

@@ -20,6 +20,7 @@ import pytest
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 
 if TYPE_CHECKING:
+    import types
     from collections.abc import Callable, Coroutine
 
     from conftest import RunPython
@@ -769,3 +770,60 @@ def test_without_the_gil_the_loops_thread_says_where_a_task_is_suspended(
     assert "wait_for() called at" in str(caught.value)
     task.result()
     assert task.get_stack() == []
+
+
+def outcome_now(task: EagerTask[Any]) -> str:
+    """What there is without waiting, whatever it is."""
+    try:
+        return repr(task.exception(0) or task.result(0))
+    except asyncio.CancelledError:
+        return "cancelled"
+    except Exception as exc:
+        return f"{exc!r} instead of an outcome"
+
+
+async def end_somehow(kind: str) -> int:
+    """End in one of three ways."""
+    if kind == "is cancelled":
+        raise asyncio.CancelledError
+    if kind == "raises":
+        raise LookupError
+    return 42
+
+
+@pytest.mark.untraced("it traces the loop's thread")
+@pytest.mark.parametrize("kind", ["returns", "raises", "is cancelled", "never begins"])
+def test_what_other_threads_see_at_the_end_is_true(kind: str) -> None:
+    """A task that is seen to be done has its outcome, and one that never begins is never seen to run."""
+    seen: list[tuple[object, ...]] = []
+    entered, leave = threading.Event(), threading.Event()
+
+    def look(frame: types.FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not EagerTask._settle.__code__ or frame.f_locals["self"] is not task:
+            return None
+        if event == "line":
+            seen.append((task.done(), task.running(), task.cancelled(), task.done() and outcome_now(task)))
+        return look
+
+    async def hold() -> None:
+        entered.set()
+        leave.wait()
+        sys.settrace(look)
+
+    async def let_go() -> None:
+        sys.settrace(None)
+
+    with BackgroundLoop() as loop:
+        loop.create_task(hold())
+        entered.wait()
+        task = loop.create_task(end_somehow(kind))
+        if kind == "never begins":
+            task.cancel()
+        letting_go = loop.create_task(let_go())
+        leave.set()
+        letting_go.result()
+    last = outcome_now(task)
+    assert {entry for entry in seen if entry[0]} == {(True, False, last == "cancelled", last)}
+    before = {entry for entry in seen if not entry[0]}
+    assert before
+    assert before <= {(False, False, False, False), (False, kind != "never begins", False, False)}
