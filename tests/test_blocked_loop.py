@@ -81,6 +81,8 @@ def test_a_blocked_loop_is_named_once_a_stall(
             for waiter in waiters:
                 waiter.join(PATIENCE)
             assert signal_.number == stall
+            # A stall ends when the loop turns: the next call could begin before it does.
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop.asyncio_loop).result(PATIENCE)
 
 
 def test_a_long_stall_is_named_once(signal_: WarningSignal, expected_log: Callable[[str], None]) -> None:
