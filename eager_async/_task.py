@@ -205,9 +205,7 @@ class EagerTask(_Base[T]):
             What the child must keep, and never run, close or collect: it is the parent's.
         """
         kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
-        # The parent's callbacks, and a condition that a thread which isn't here may hold.
-        for made in ("_made_callbacks", "_made_condition"):
-            vars(self).pop(made, None)
+        vars(self).pop("_made_callbacks", None)
         self._callbacks = None
         if not self.done():
             error = LoopClosedError(f"{self._description()} runs in the parent process")

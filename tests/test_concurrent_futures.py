@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from eager_async import BackgroundLoop, EagerTask, eager
+from eager_async._cpython import FINISHED, RUNNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 Future = concurrent.futures.Future[Any]
+PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 class Gate:
@@ -55,11 +57,6 @@ async def fail_after(gate: Gate) -> None:
 async def answer(value: object = 42) -> object:
     """Return at once."""
     return value
-
-
-async def thread() -> int:
-    """The thread in which it runs."""
-    return threading.get_ident()
 
 
 @eager
@@ -140,6 +137,7 @@ def test_wait_gives_up_after_its_timeout(return_when: str, timeout: float) -> No
     task = wait_for(gate)
     for _ in range(3):
         assert concurrent.futures.wait([task], timeout, return_when) == (set(), {task})
+        assert not task._callbacks  # nothing of that wait is left
     gate.open()
     assert concurrent.futures.wait([task], None, return_when) == ({task}, set())
 
@@ -228,45 +226,27 @@ def test_an_executor_can_block_on_tasks(threads: ThreadPoolExecutor) -> None:
 # Staged races
 
 
-class HeldLock:
-    """A condition's lock that one thread gets only when it is told so; others as ever."""
+class Pause(Future):
+    """A future of `concurrent.futures` itself: who looks at its state for the first time is held up.
 
-    def __init__(self, condition: Any, thread: int) -> None:
+    `wait` and `as_completed` hold all conditions then, and have enlisted with none.
+    """
+
+    def __init__(self) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
-        self._lock = condition._lock
-        self._thread = thread
-        condition._lock = self
-        condition.acquire = self.acquire
+        self._true_state = ""
+        super().__init__()
 
-    def acquire(self, *args: Any, **kwargs: Any) -> bool:
-        if threading.get_ident() == self._thread:
+    @property
+    def _state(self) -> str:
+        if not self.reached.is_set():
             self.reached.set()
             self.go_on.wait()
-        return bool(self._lock.acquire(*args, **kwargs))
+        return self._true_state
 
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-
-
-class Settling:
-    """A task that is done, while its loop's thread is about to tell those who wait for it."""
-
-    def __init__(self, loop: BackgroundLoop | None = None) -> None:
-        self._loop = shared_loop() if loop is None else loop
-        gate = Gate()
-        self.task = self._loop.create_task(gate.passed())
-        self._lock = HeldLock(self.task._condition, self._loop.create_task(thread()).result())
-        gate.open()
-        self._lock.reached.wait()
-        assert self.task.done()
-
-    def finish(self) -> None:
-        """Have everybody told."""
-        self._lock.go_on.set()
-        self._loop.create_task(thread()).result()
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._true_state = state
 
 
 def wait_until_enlisted(future: Future) -> None:
@@ -280,36 +260,100 @@ def wait_until_enlisted(future: Future) -> None:
 
 
 @pytest.mark.parametrize("return_when", [ALL_COMPLETED, FIRST_EXCEPTION])
-def test_wait_does_not_count_a_task_twice(threads: ThreadPoolExecutor, return_when: str) -> None:
-    """One that ends while `wait` begins; it would return before the others are done."""
-    settling = Settling()
-    others: list[Future] = [concurrent.futures.Future(), concurrent.futures.Future()]
-    waiting = threads.submit(concurrent.futures.wait, [settling.task, *others], None, return_when)
-    wait_until_enlisted(others[1])
-    settling.finish()
-    others[0].set_result(None)
-    concurrent.futures.wait([waiting], timeout=0.05)  # time to return too early
-    others[1].set_result(None)
-    assert waiting.result() == ({settling.task, *others}, set())
+@pytest.mark.parametrize("failing", [False, True])
+def test_wait_counts_a_task_once(threads: ThreadPoolExecutor, return_when: str, failing: bool) -> None:  # noqa: FBT001
+    """One that ends while `wait` begins; it would return before the others are done, or never."""
+    pause = Pause()
+    gate = Gate()
+    task: Future = fail_after(gate) if failing else wait_for(gate)
+    others: list[Future] = [concurrent.futures.Future(), pause]
+    waiting = threads.submit(concurrent.futures.wait, [task, *others], None, return_when)
+    pause.reached.wait()
+    gate.open()
+    assert bool(task.exception()) == failing
+    assert answer("the loop goes on").result() == "the loop goes on"
+    pause.go_on.set()
+    if not (failing and return_when == FIRST_EXCEPTION):
+        wait_until_enlisted(pause)
+        others[0].set_result(None)
+        concurrent.futures.wait([waiting], timeout=0.05)  # time to return too early
+        pause.set_result(None)
+    done, not_done = waiting.result()
+    assert task in done
+    assert done | not_done == {task, *others}
+    assert all(future.done() for future in done)
+    for future in not_done:
+        future.set_result(None)
+
+
+def test_wait_is_told_of_a_task_that_was_cancelled_meanwhile(threads: ThreadPoolExecutor) -> None:
+    """It ends while `wait` begins, and nothing else does."""
+    pause = Pause()
+    task = endless()
+    waiting = threads.submit(concurrent.futures.wait, [task, pause], None, FIRST_COMPLETED)
+    pause.reached.wait()
+    task.cancel()
+    with pytest.raises(concurrent.futures.CancelledError):
+        task.result()
+    pause.go_on.set()
+    assert waiting.result() == ({task}, {pause})
 
 
 def test_as_completed_does_not_yield_a_task_twice(threads: ThreadPoolExecutor) -> None:
-    """One that ends while `as_completed` begins."""
+    """Those that end while `as_completed` begins."""
     with BackgroundLoop(name="other") as other:
-        settling = [Settling(), Settling(other)]
-        pending: Future = concurrent.futures.Future()
-        futures = [settling[0].task, settling[1].task, pending]
-        completed = concurrent.futures.as_completed(futures)
+        gate, pause = Gate(), Pause()
+        tasks: list[Future] = [wait_for(gate), other.create_task(gate.passed())]
+        completed = concurrent.futures.as_completed([*tasks, pause])
         beginning = threads.submit(next, completed)
-        wait_until_enlisted(pending)
-        concurrent.futures.wait([beginning], timeout=0.05)
-        for one in settling:
-            one.finish()
-        seen = [beginning.result()]
-        pending.set_result(None)
+        pause.reached.wait()
+        gate.open()
+        for task in tasks:
+            task.result()
+        pause.go_on.set()
+        seen = [beginning.result(), next(completed)]
+        pause.set_result(None)
         seen += completed
     assert len(seen) == 3
-    assert set(seen) == set(futures)
+    assert set(seen[:2]) == set(tasks)
+
+
+def test_conditions_that_are_never_released_harm_nobody(threads: ThreadPoolExecutor) -> None:
+    """A Ctrl-C while `wait` acquires the conditions of many futures, in its `with`, leaves them so."""
+    gate = Gate()
+    task = wait_for(gate, "done")
+
+    def acquire() -> None:
+        task._condition.acquire()
+        task._condition.acquire()  # another time
+
+    def wait_again() -> bool:
+        done = concurrent.futures.wait([task]).done
+        return done == {task} == set(concurrent.futures.as_completed([task], timeout=PATIENCE))
+
+    with ThreadPoolExecutor(1) as interrupted:
+        interrupted.submit(acquire).result()
+        waiting = [interrupted.submit(wait_again), threads.submit(wait_again)]
+        gate.open()
+        assert task.result(PATIENCE) == "done"
+        assert answer("the loop goes on").result(PATIENCE) == "the loop goes on"
+        waiting.append(interrupted.submit(wait_again))
+        assert all(future.result(PATIENCE) for future in waiting)
+
+
+def test_a_signal_handler_may_wait_while_others_are_looked_at() -> None:
+    """One that comes in while its thread holds a task's condition may wait for that task, and others."""
+    gate = Gate()
+    task = wait_for(gate, "done")
+    with task._condition:
+        assert concurrent.futures.wait([task], timeout=0) == (set(), {task})
+        gate.open()
+        assert task.result(PATIENCE) == "done"
+        assert concurrent.futures.wait([task], PATIENCE).done == {task}
+        assert answer("the loop goes on").result(PATIENCE) == "the loop goes on"
+        assert task._state == RUNNING  # to what was interrupted
+    assert task._state == FINISHED
+    assert concurrent.futures.wait([task], timeout=0).done == {task}
 
 
 def test_one_who_waits_is_told_once(threads: ThreadPoolExecutor) -> None:
