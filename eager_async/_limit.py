@@ -5,8 +5,9 @@ from __future__ import annotations
 import weakref
 from _thread import allocate_lock
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from eager_async._cpython import running_loop
 
 if TYPE_CHECKING:
     from eager_async._task import EagerTask
@@ -40,7 +41,8 @@ class Limit:
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
         # Taking out of any of these is one atomic step. (Not of an OrderedDict: without the GIL, `popitem`
         # beside another thread's `pop` breaks it, python/cpython#125996.)
-        self._waiting: deque[EagerTask[Any]] = deque()
+        self._waiting: deque[EagerTask[Any]] = deque()  # some may have ended since
+        self._ended = 0  # about how many
         self._running: dict[EagerTask[Any], bool] = {}  # who has a place, and whether `_begin` called it up
         self._starting: dict[EagerTask[Any], None] = {}  # those of them that are queued to begin
 
@@ -48,8 +50,6 @@ class Limit:
         """Have a task wait for its turn, before it is queued. From any thread."""
         task._limit = self
         self._waiting.append(task)
-        if task.done():  # lost in the meantime
-            self._forget(task)
 
     def admit(self, task: EagerTask[Any]) -> bool:
         """Whether a task that has arrived may begin now; else it will, in its turn. In its loop's thread."""
@@ -59,13 +59,25 @@ class Limit:
         """Have the next one begin, soon, in place of one that has ended. In its loop's thread."""
         self._starting.pop(task, None)
         if self._running.pop(task, None) is None:
-            self._forget(task)
+            self._ended += 1
+            loop = running_loop()
+            if self._ended > len(self._waiting) / 2 and loop is not None:
+                self._ended = 0
+                loop.call_soon(self._sweep)  # where the stack isn't full, so that it isn't cut short
         self._give_places(None)
 
-    def _forget(self, task: EagerTask[Any]) -> None:
-        """Take out a task that has ended while it waited."""
-        with suppress(ValueError):  # about to get a place, and looked at then
-            self._waiting.remove(task)
+    def _sweep(self) -> None:
+        """Take out those that ended while they waited, unless places are being given. In a loop's thread.
+
+        Each would be passed over in its turn; but that may never come, and one by one they are hard to find.
+        """
+        if self._giving.acquire(False):  # noqa: FBT003
+            try:
+                swept = [self._waiting.popleft() for _ in range(len(self._waiting))]
+                self._waiting.extendleft(task for task in reversed(swept) if not task.done())
+            finally:
+                self._giving.release()
+            self._give_places(None)  # in the meantime others may have seen nobody waiting
 
     def leave_again(self, task: EagerTask[Any]) -> None:
         """Do again what may have been cut short, since the stack was full. In a loop's thread."""
@@ -93,10 +105,10 @@ class Limit:
             return False
         try:
             successor = self._waiting.popleft()
-        except IndexError:  # cancelled in the meantime
+        except IndexError:  # another thread's in the meantime
             return False
         self._running[successor] = False
-        if successor._loop_thread is None:  # lost in the meantime
+        if successor._loop_thread is None:  # it has ended
             self._running.pop(successor, None)
             return False
         if successor is asking and not self._starting:

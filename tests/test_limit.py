@@ -748,6 +748,79 @@ def test_cancelled_calls_cost_no_turn() -> None:
         assert tasks[500].result(PATIENCE) == 500
 
 
+@pytest.mark.parametrize("many", [3, 1000])
+def test_cancelled_calls_are_not_kept_for_their_turn(many: int) -> None:
+    """Which may be far off: few are still there, whatever their order; the others keep theirs."""
+    rng = random.Random(1)
+    with full() as (work, function):
+        tasks = [function(number) for number in range(many + many // 10 + 2)]
+        cancelled = rng.sample(tasks, many)
+        left = [number for number, task in enumerate(tasks) if task not in set(cancelled)]
+        kept = weakref.WeakSet(cancelled)
+        for task in cancelled:
+            task.cancel()
+        assert concurrent.futures.wait(cancelled, PATIENCE).not_done == set()
+        left += [5000, 5001]
+        tasks = [task for task in tasks if not task.done()] + [function(5000), function(5001)]
+        del cancelled, task
+        turn()
+        gc.collect()
+        assert len(kept) < many / 5
+        work.let_go("a", *left)
+        assert [task.result(PATIENCE) for task in tasks] == left
+    assert work.begun == ["a", *left]
+
+
+def test_a_place_that_becomes_free_while_cancelled_calls_are_taken_out_is_given() -> None:
+    """At any point of that, in the thread of another loop: whoever looks then may see nobody waiting."""
+    function = eager(limit=1)(do)
+    begun: list[str] = []
+
+    def call(name: str) -> EagerTask[object]:
+        async def note() -> None:
+            begun.append(name)
+
+        return function(note)
+
+    async def take_out(holder: EagerTask[object], end: Callable[[], object], point: int) -> bool:
+        cancelled = [call("cancelled") for _ in range(3)]
+        waiting = [call("first"), call("second")]
+
+        def free_the_place() -> None:
+            waiting.append(call("late"))
+            end()
+            holder.result(PATIENCE)
+            turn(other)
+
+        interrupter = Interrupter(point, free_the_place, "_limit.py")
+        with interrupter:
+            for task in cancelled:
+                task.cancel()
+            await asyncio.gather(*cancelled, return_exceptions=True)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        end()
+        await asyncio.wait_for(asyncio.gather(*waiting), PATIENCE)
+        assert begun == ["first", "second", "late"][: len(waiting)]
+        begun.clear()
+        return interrupter.happened
+
+    with BackgroundLoop(name="other") as other:
+        for point in points(1):
+            held: concurrent.futures.Future[None] = concurrent.futures.Future()
+            holder = call_on(other, lambda held=held: function(lambda: asyncio.wrap_future(held)))  # type: ignore[misc]
+            turn(other)
+            if not eager(take_out)(holder, functools.partial(set_once, held), point).result(PATIENCE):
+                break
+    assert point > 100
+
+
+def set_once(future: concurrent.futures.Future[None]) -> None:
+    """Give a future its result, unless it has it."""
+    if not future.done():
+        future.set_result(None)
+
+
 def test_a_cancellation_that_meets_the_turn_is_either_early_or_late() -> None:
     """One that comes as a place becomes free: the call never begins or is cancelled; no place is lost."""
     gauge = Gauge()
@@ -1217,7 +1290,11 @@ def test_a_finalizer_may_call_at_any_point_on_the_loops_thread(limit: int) -> No
         interrupter = Interrupter(point, lambda: heard.extend([limited(0), limited(1)]), "_limit.py")
         with interrupter:
             tasks = [limited(number % 3) for number in range(5)]
+            cancelled = [limited(0) for _ in range(4)]
+            for task in cancelled:
+                task.cancel()
             assert await asyncio.gather(*tasks) == [0, 1, 2, 0, 1]
+            await asyncio.gather(*cancelled, return_exceptions=True)
         return interrupter.happened
 
     heard: list[EagerTask[int]] = []
@@ -1587,7 +1664,7 @@ def test_a_fork_while_another_thread_is_inside_the_limit(run: RunPython, where: 
             assert results == [[0, 1, 2]], (number, results)
             if stop.left > 0:
                 break
-        say(number > 8)
+        say(number > 6)
     """
     check(run(source, options=FORK_WITH_THREADS, args=[where], timeout=60), "True")
 
