@@ -16,6 +16,7 @@ from eager_async._limit import Limit
 from eager_async._loop import BackgroundLoop, task_name
 from eager_async._process import shared_thread
 from eager_async._stream import start_stream
+from eager_async._where import calling_frame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -146,7 +147,11 @@ def _task_starter(
                 raise TypeError(
                     f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`"
                 )
-            return loop_thread.start_task(coro, name, daemon, copy_context(), _getframe(1), limit)
+            try:
+                caller = _getframe(1)
+            except ValueError:  # as in `calling_frame`, whose call would cost more than this
+                caller = _getframe()
+            return loop_thread.start_task(coro, name, daemon, copy_context(), caller, limit)
 
         return start
 
@@ -191,7 +196,7 @@ def _stream_starter(
         def start(*args: Any, **kwargs: Any) -> EagerStream[Any]:
             loop_thread = find_thread()
             generator = function(*args, **kwargs)
-            return start_stream(generator, buffer, loop_thread, name, daemon, copy_context(), _getframe(1))
+            return start_stream(generator, buffer, loop_thread, name, daemon, copy_context(), calling_frame())
 
         return start
 

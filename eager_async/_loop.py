@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import functools
 import math
-import sys
 import threading
 import weakref
 from _thread import get_ident
@@ -16,6 +15,7 @@ from eager_async._cpython import new_loop
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
 from eager_async._loop_thread import LoopThread, inherited_daemon
+from eager_async._where import calling_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -141,7 +141,7 @@ class BackgroundLoop:
         except BaseException:
             coro.close()
             raise
-        return loop_thread.start_task(coro, name, daemon, context, sys._getframe(1))
+        return loop_thread.start_task(coro, name, daemon, context, calling_frame())
 
     def tasks(self) -> set[EagerTask[Any]]:
         """Return the tasks that are unfinished now. From any thread."""

@@ -21,6 +21,14 @@ def line_of(code: types.CodeType, instruction: int) -> str:
     return f"{_short(code.co_filename)}:{line or code.co_firstlineno}"
 
 
+def calling_frame() -> types.FrameType:
+    """The frame that called the calling function; that function's, if it was called from outside Python."""
+    try:
+        return sys._getframe(2)
+    except ValueError:  # by C code, in a thread in which no other function runs
+        return sys._getframe(1)
+
+
 def suspended_frames(coro: Any) -> list[types.FrameType]:
     """The frames of a suspended coroutine and of those that it awaits, from the outside in."""
     frames: list[types.FrameType] = []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
+import functools
 import gc
+import operator
 import signal
 import sys
 import threading
@@ -15,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import BackgroundLoop, EagerTask, eager, set_shared_loop, shared_loop
+from eager_async import BackgroundLoop, EagerTask, eager, eager_stream, set_shared_loop, shared_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from conftest import RunPython
 
@@ -194,6 +197,28 @@ def test_a_call_never_blocks() -> None:
     for task in tasks:
         task.result(WAIT)
     assert started == list(range(1000))
+
+
+def test_c_code_may_make_the_call_in_a_thread_of_its_own() -> None:
+    """Where no function of Python's is around it: eager functions, streams and `create_task`."""
+    begun = threading.Semaphore(0)
+    made: list[Any] = []
+
+    async def begin() -> None:
+        begun.release()
+
+    async def generate() -> AsyncIterator[None]:
+        begun.release()
+        yield
+
+    functions: list[Callable[[], object]] = [
+        eager(begin),
+        eager_stream(generate),
+        functools.partial(shared_loop().create_task, begin()),
+    ]
+    for function in functions:
+        _thread.start_new_thread(made.extend, (map(operator.call, [function]),))  # all of them C code
+        assert begun.acquire(timeout=WAIT)
 
 
 def test_calls_of_one_thread_start_in_order() -> None:
