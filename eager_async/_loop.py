@@ -97,6 +97,9 @@ class BackgroundLoop:
     def asyncio_loop(self) -> asyncio.AbstractEventLoop:
         """The asyncio loop itself, which is running: for its exception handler, or to make clients on.
 
+        What a thread schedules on it with `call_soon_threadsafe` may come before or after that thread's
+        calls of eager functions: those keep their order among themselves alone.
+
         Raises:
             LoopClosedError: After `shutdown()`.
         """
@@ -232,15 +235,10 @@ class BackgroundLoop:
             loop, self._name, blocked_after=self._blocked_after, exit_timeout=self._exit_timeout
         )
 
-    def _forget_parent(self) -> LoopThread | None:
-        """In a forked child: start anew on the next use, whatever the parent's threads were doing.
-
-        Returns:
-            What is left of the parent's run, to be kept alive.
-        """
+    def _forget_parent(self) -> None:
+        """In a forked child: start anew on the next use, whatever the parent's threads were doing."""
         self._lock = threading.RLock()
-        loop_thread, self._loop_thread = self._loop_thread, None
-        return loop_thread
+        self._loop_thread = None
 
 
 def task_name(function_or_coro: Any) -> str:

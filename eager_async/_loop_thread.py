@@ -50,9 +50,9 @@ live: set[LoopThread] = set()
 class LoopThread:
     """One run of an event loop: its thread, its unfinished tasks, and its end.
 
-    Threads: `start_task`, `watch`, `close`, `join`, `wait_for` and `report` are for any thread;
-    `tell_watchers`, `end_interrupted` and what begins with an underscore run in the loop's own, but for
-    `_refuse` and `_check_turning`.
+    Threads: `tell_watchers`, `end_interrupted` and what begins with an underscore run in the loop's own, but
+    for `_check_taken_on`, `_check_turning` and `_stack_text`; `leave_behind` in a forked child. The rest is
+    for any thread.
 
     No task is left behind. `start_task` puts it among the unfinished and *then* looks whether the loop
     is closed (to its own thread: ended); the thread marks it so and *then* ends those that it finds
@@ -132,7 +132,7 @@ class LoopThread:
         try:
             self.tasks[task] = daemon
             if self.closed:
-                self._refuse(task)
+                self._check_taken_on(task)
             if limit is not None:
                 limit.line_up(task)
             if running_loop() is self.loop and (depth := self._depth) < _DEEPEST_CALL:
@@ -155,7 +155,7 @@ class LoopThread:
         finally:
             del task  # no cycle, as in start_now
 
-    def _refuse(self, task: EagerTask[Any]) -> None:
+    def _check_taken_on(self, task: EagerTask[Any]) -> None:
         """Raise, unless the thread still takes on its own, or has found the task, and ended it."""
         if get_ident() == self.ident and not self.ended:
             return

@@ -37,6 +37,10 @@ _PROGRAM_ENVIRONMENT = {
 }
 _DUMP_STACKS = signal.SIGTERM if sys.platform == "win32" else signal.SIGABRT
 
+# Programs inherit that it is ignored, as under `nohup`; but tests press Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Seconds for a thread that has nothing left to do until it is gone.
 _THREAD_END = 5
 

@@ -1034,7 +1034,7 @@ def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
 ) -> None:
     """The thread sees it among the unfinished and waits for its end; the refusal makes it look again."""
     closed, put_in, turning = threading.Event(), threading.Event(), threading.Event()
-    end_tasks, refuse = LoopThread._end_tasks, LoopThread._refuse
+    end_tasks, refuse = LoopThread._end_tasks, LoopThread._check_taken_on
 
     def staged_end_tasks(self: LoopThread) -> None:
         if self.closed and not closed.is_set():
@@ -1049,7 +1049,7 @@ def test_a_call_refused_at_the_last_moment_holds_no_shutdown(
         refuse(self, task)
 
     monkeypatch.setattr(LoopThread, "_end_tasks", staged_end_tasks)
-    monkeypatch.setattr(LoopThread, "_refuse", staged_refuse)
+    monkeypatch.setattr(LoopThread, "_check_taken_on", staged_refuse)
     loop = BackgroundLoop()
     loop.create_task(own_thread()).result()
     loop_thread = loop._loop_thread
