@@ -23,6 +23,10 @@ _MOST_IN_A_ROW: Final = 100
 _Sleepers = dict["Callable[[], object]", None]
 
 
+class OccupiedError(Exception):
+    """Another consumer waits."""
+
+
 class Channel(Generic[T]):
     """A buffer between one producer and one consumer.
 
@@ -98,12 +102,12 @@ class Channel(Generic[T]):
             False if that is so already, and the call isn't made.
 
         Raises:
-            RuntimeError: If another consumer waits. (Of two who come at the same time, both may get it.)
+            OccupiedError: If another consumer waits. (Of two who come at the same time, both may get it.)
         """
         self._wake_producer()  # again: a Ctrl-C may have come in between when the last item was taken
         self._consumer[call] = None
         if len(self._consumer) > 1:
-            raise RuntimeError("another consumer waits")
+            raise OccupiedError
         if not self.items and not producing.done():
             return True
         return self._consumer.pop(call, call) is call  # taken out in the meantime, and so made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _thread import allocate_lock
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
-from eager_async._channel import Channel
+from eager_async._channel import Channel, OccupiedError
 from eager_async._future import CancelRequest
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class EagerStream(Generic[T_co]):
         __tracebackhide__ = True
         try:
             return self._channel.call_at_next(call, self._producing)
-        except RuntimeError:
+        except OccupiedError:
             raise RuntimeError(
                 f"{self!r} has a consumer that waits for the next item; a stream has one at a time: "
                 f"make a call for each, or let one hand the items on, by a `queue.Queue` for example"

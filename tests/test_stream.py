@@ -1863,18 +1863,19 @@ def test_ten_thousand_streams_leave_nothing(loop: BackgroundLoop) -> None:
 class Staged(dict[Any, Any]):
     """Those who wait at one end of a channel; something else happens just before or just after one comes."""
 
-    def __init__(self, when: str, action: Callable[[], object]) -> None:
+    def __init__(self, channel: Channel[Any], end: str, when: str, action: Callable[[], object]) -> None:
         super().__init__()
-        self.when = when
-        self.action: Callable[[], object] | None = action
+        self.channel, self.end, self.when, self.action = channel, end, when, action
+        setattr(channel, end, self)
 
     def __setitem__(self, who: object, value: object) -> None:
-        action, self.action = self.action, None
-        if action is not None and self.when == "before":
-            action()
-        super().__setitem__(who, value)
-        if action is not None and self.when == "after":
-            action()
+        ordinary: dict[Any, Any] = {}  # without the GIL, `list` is atomic of such alone
+        setattr(self.channel, self.end, ordinary)
+        if self.when == "before":
+            self.action()
+        ordinary[who] = value
+        if self.when == "after":
+            self.action()
 
 
 before_and_after = pytest.mark.parametrize("when", ["before", "after"])
@@ -1900,7 +1901,7 @@ def test_a_consumer_about_to_wait_sees_the_last_item_and_the_end(when: str, last
         assert stream._producing.exception(PATIENCE) is None or last == "error"
 
     stream = ending()
-    stream._channel._consumer = Staged(when, end)
+    Staged(stream._channel, "_consumer", when, end)
     if last == "error":
         with pytest.raises(StumbledError):
             next(stream)
@@ -1918,7 +1919,7 @@ def test_a_consumer_that_is_interrupted_as_it_begins_to_wait_loses_nothing(when:
         raise KeyboardInterrupt
 
     stream = gated(gate := Gate())
-    stream._channel._consumer = Staged(when, interrupt)
+    Staged(stream._channel, "_consumer", when, interrupt)
     with pytest.raises(KeyboardInterrupt) as caught:
         next(stream)
     assert caught.value.__context__ is None
@@ -1945,7 +1946,7 @@ def test_a_producer_about_to_rest_sees_that_all_was_taken(
             yield number
 
     stream = eager_stream(buffer=buffer)(generate)()
-    stream._channel._producer = Staged(when, take_all)
+    Staged(stream._channel, "_producer", when, take_all)
     gate.open()
     assert arrived.wait(PATIENCE)
     assert [next(stream) for _ in range(buffer)] == list(range(buffer))
@@ -1959,7 +1960,7 @@ def test_a_producer_about_to_rest_sees_that_all_was_taken(
 def test_a_consumer_about_to_wait_sees_that_the_stream_is_closed(when: str) -> None:
     """Another thread may close while the consumer is about to wait: it sees the end."""
     stream = never()
-    stream._channel._consumer = Staged(when, lambda: run_in_thread(stream.close).result(PATIENCE))
+    Staged(stream._channel, "_consumer", when, lambda: run_in_thread(stream.close).result(PATIENCE))
     assert next(stream, END) is END
 
 
@@ -2017,7 +2018,7 @@ def test_a_producer_about_to_rest_sees_that_the_stream_is_closed(
         closed.set()
 
     monkeypatch.setattr(Channel, "close", close_and_tell)
-    stream._channel._producer = Staged(when, wait_for_close)
+    Staged(stream._channel, "_producer", when, wait_for_close)
     gate.open()
     assert arrived.wait(PATIENCE)
     closing = run_in_thread(stream.close)
@@ -2046,7 +2047,7 @@ def test_of_two_that_begin_to_wait_at_once_none_gets_what_the_other_took(
         refused.append(run_in_thread(come_second).exception(PATIENCE))
         decided.set()
 
-    stream._channel._consumer = Staged("after", have_second_come)
+    Staged(stream._channel, "_consumer", "after", have_second_come)
     first = run_in_thread(lambda: next(stream))
     assert decided.wait(PATIENCE)
     gate.open()
