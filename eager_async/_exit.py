@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from _thread import allocate_lock
+from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -101,15 +102,21 @@ def _wait_while(
         say: Called once, with the busy ones, if that takes long.
         give_up: Called with a loop whose time ran out; it isn't waited for any more.
     """
-    changed = threading.Event()
+    # Not an `Event`, since it holds a lock: a handler that comes in may wait for the loop, and that for it.
+    changed = allocate_lock()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # told already
+            changed.release()
+
     started = monotonic()
     said = False
     out_of_time: set[LoopThread] = set()
     while True:
-        changed.clear()
+        changed.acquire(False)  # noqa: FBT003
         watched = live - out_of_time
         for loop_thread in watched:
-            loop_thread.watch(changed.set)
+            loop_thread.watch(tell)
         busy = [loop_thread for loop_thread in watched if is_busy(loop_thread)]
         if not busy:
             return
@@ -128,7 +135,7 @@ def _wait_while(
                 out_of_time.add(loop_thread)
                 give_up(loop_thread)
             pauses.append(max(left, 0))
-        changed.wait(min(pauses, default=None))
+        changed.acquire(True, min(pauses, default=-1))  # noqa: FBT003
 
 
 def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import reprlib
 import sys
-import threading
 import traceback
+from _thread import allocate_lock
 from asyncio import CancelledError
 from functools import partial
 from time import monotonic
@@ -415,14 +415,15 @@ class EagerTask(_Base[T]):
         if GIL_ENABLED or loop_thread is None or self._in_loop_thread():
             return read(self._coro)
         answer: list[R] = []
-        answered = threading.Event()
+        answered = allocate_lock()
+        answered.acquire()
 
         def give_answer() -> None:
             answer.append(read(self._coro))
-            answered.set()
+            answered.release()
 
         loop_thread.call_soon(give_answer)
-        answered.wait(_LONGEST_READING)
+        answered.acquire(True, _LONGEST_READING)  # noqa: FBT003
         return answer[0] if answer else None
 
 

@@ -525,6 +525,44 @@ def test_a_thread_that_goes_on_calling_does_not_hold_the_process(run: RunPython)
     check(run(source), "refused", stderr=r"time ran out at exit: cancelling 1 eager task: endless\(\)[^\n]*")
 
 
+@posix_signals
+@both_loops
+def test_signal_handlers_may_block_while_the_process_waits(run: RunPython, set_up: str) -> None:
+    """At any moment, also when a task's end has just woken up the main thread."""
+    source = f"""
+        from staging import *
+        {set_up}
+
+        heard, inside = [], False
+
+        def handle(*_):
+            global inside
+            if not inside:  # one in another would fill the stack
+                inside = True
+                heard.append(answer().result())
+                inside = False
+
+        @eager
+        async def answer():
+            await asyncio.sleep(0)
+            return 42
+
+        @eager
+        async def work():
+            await main_end()
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            for _ in range(4000):
+                await answer()
+                await asyncio.sleep(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            say(len(heard) > 10, set(heard))
+
+        signal.signal(signal.SIGALRM, handle)
+        work()
+    """
+    check(run(source), "True {42}")
+
+
 @pytest.mark.parametrize("seconds", ["float('inf')", "1e10"])
 def test_an_endless_exit_timeout_waits(run: RunPython, seconds: str) -> None:
     """A number of seconds beyond what the system can wait for is as good as none."""
