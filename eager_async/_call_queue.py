@@ -92,10 +92,6 @@ class CallQueue:
             return True
         return self._arm()
 
-    def serves(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether this is that loop's queue."""
-        return self._loop() is loop
-
     def _arm(self) -> bool:
         loop = self._loop()
         if loop is None:
@@ -187,7 +183,7 @@ _local = threading.local()
 def call_queue(loop: asyncio.AbstractEventLoop) -> CallQueue:
     """The queue of the loop that runs in this thread."""
     queue: CallQueue | None = getattr(_local, "queue", None)
-    if queue is None or not queue.serves(loop):
+    if queue is None or queue._loop() is not loop:
         queue = CallQueue(loop)
         adopt(queue)
     return queue

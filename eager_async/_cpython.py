@@ -61,11 +61,13 @@ if sys.version_info >= (3, 14):
 else:
     asyncio.get_event_loop_policy()  # pyright: ignore[reportDeprecated]
 
-# 3.12 and later start a single task eagerly. The names save a look-up for each call.
-_HAS_EAGER_START: bool = sys.version_info >= (3, 12)
-_Task: Any = asyncio.Task
-_new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = _Task.__new__
-_init_task: Callable[..., None] = _Task.__init__
+# 3.12 and later start a single task eagerly, if it is made so; 3.11 and users' task factories need
+# `start_by_hand`. A task is made in two steps, as what its first step raises must not take it along; and the
+# context must not be entered, or `current_task()` is corrupted (3.12 to 3.14). Names save look-ups.
+HAS_EAGER_START: bool = sys.version_info >= (3, 12)
+Task: Any = asyncio.Task
+new_task: Callable[[type[asyncio.Task[Any]]], asyncio.Task[Any]] = Task.__new__
+init_task: Callable[..., None] = Task.__init__
 
 
 class Owner(Protocol):
@@ -74,7 +76,7 @@ class Owner(Protocol):
     _asyncio_task: asyncio.Task[Any] | None
 
 
-def start_now(
+def start_by_hand(
     owner: Owner,
     loop: asyncio.AbstractEventLoop,
     coro: Coroutine[Any, Any, Any],
@@ -83,30 +85,9 @@ def start_now(
 ) -> asyncio.Task[Any]:
     """Make an asyncio task of a coroutine, give it to its owner, and run it up to its first suspension.
 
-    Only on the thread in which the loop runs, inside a task or not. The context must not be entered
-    (a task that starts eagerly in an entered one corrupts `current_task()` on 3.12 to 3.14).
+    For where CPython doesn't: on 3.11, and under a task factory of the user's. Only on the thread in which
+    the loop runs, inside a task or not.
     """
-    task: asyncio.Task[Any] | None = None
-    try:
-        if not _HAS_EAGER_START or loop.get_task_factory() is not None:
-            return _start_by_hand(owner, loop, coro, context, name)
-        # In two steps, as what a first step raises must not take the task with it.
-        task = owner._asyncio_task = _new_task(_Task)
-        _init_task(task, coro, loop=loop, name=name, context=context, eager_start=True)
-        return task
-    finally:
-        # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
-        del owner, task, context
-
-
-def _start_by_hand(
-    owner: Owner,
-    loop: asyncio.AbstractEventLoop,
-    coro: Coroutine[Any, Any, Any],
-    context: contextvars.Context,
-    name: str,
-) -> asyncio.Task[Any]:
-    """Start eagerly where CPython doesn't: on 3.11, and under a task factory of the user's."""
     try:
         factory: Callable[..., Any] | None = loop.get_task_factory()
         if factory is not None:
@@ -117,7 +98,8 @@ def _start_by_hand(
         make: Callable[..., Any] = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
         return _step_by_hand(owner, loop, coro, context, make)
     finally:
-        del owner, context  # no cycle, as in start_now
+        # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
+        del owner, context
 
 
 def _step_by_hand(
@@ -160,7 +142,7 @@ def _step_by_hand(
         return task
     finally:
         scheduled.clear()
-        del owner, task, context, make  # no cycle, as in start_now
+        del owner, task, context, make  # no cycle, as in start_by_hand
 
 
 def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
@@ -177,7 +159,7 @@ def _step_on_3_11(owner: Owner, loop: asyncio.BaseEventLoop, task: asyncio.Task[
         _step(loop, task, handle, handle._callback, handle._context)
         return task
     finally:
-        del owner, task  # no cycle, as in start_now
+        del owner, task  # no cycle, as in start_by_hand
 
 
 def _is_step_of(task: asyncio.Task[Any], callback: object) -> bool:
@@ -209,7 +191,7 @@ def _step(
     finally:
         if outer is not None:
             _tasks._enter_task(loop, outer)
-        del task, handle, step, context  # no cycle, as in start_now
+        del task, handle, step, context  # no cycle, as in start_by_hand
 
 
 async def shut_default_executor(loop: asyncio.AbstractEventLoop) -> None:

@@ -200,7 +200,8 @@ class EagerFuture(concurrent.futures.Future[T]):
     def _new_awaiter(self) -> Awaiter:
         """What the asyncio task that runs now is to wait for."""
         loop = get_running_loop()
-        if self._in_loop_thread():
+        loop_thread = self._loop_thread
+        if loop_thread is not None and loop_thread.loop is loop:
             self._check_awaiter()
             return Awaiter(loop, None)
         return Awaiter(loop, call_queue(loop))
@@ -289,18 +290,6 @@ class EagerFuture(concurrent.futures.Future[T]):
         """Take a call back; return whether it was still to be made."""
         callbacks = self._callbacks
         return callbacks is not None and callbacks.pop(who, None) is not None
-
-    def _settle(self, status: str, result: object) -> None:
-        """Make the outcome known to all who wait. Once, on the loop's thread.
-
-        In this order: whoever finds `_loop_thread` None finds the outcome too. `_status` may change a
-        moment earlier, so it alone doesn't say that the future is done.
-        """
-        self._result = result
-        self._status = status
-        self._loop_thread = None
-        if self._callbacks is not None:
-            self._make_calls(self._callbacks)
 
     def _make_calls(self, callbacks: dict[object, Callable[[], object]]) -> None:
         while callbacks:
@@ -459,7 +448,7 @@ class Awaiter(_Waiter):
     __slots__ = ("future",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
-        super().__init__(queue)
+        self._queue = queue
         self.future: asyncio.Future[None] = loop.create_future()
 
     @override

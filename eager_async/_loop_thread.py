@@ -153,7 +153,7 @@ class LoopThread:
         else:
             return task
         finally:
-            del task  # no cycle, as in start_now
+            del task  # no cycle, as in `EagerTask._run`
 
     def _check_taken_on(self, task: EagerTask[Any]) -> None:
         """Raise, unless the thread still takes on its own, or has found the task, and ended it."""

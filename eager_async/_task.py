@@ -16,11 +16,15 @@ from eager_async._cpython import (
     CANCELLED,
     FINISHED,
     GIL_ENABLED,
+    HAS_EAGER_START,
     PENDING,
     RUNNING,
+    Task,
     coarse_monotonic,
+    init_task,
+    new_task,
     running_loop,
-    start_now,
+    start_by_hand,
 )
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Failure
@@ -115,7 +119,13 @@ class EagerTask(_Base[T]):
         self._context = None
         asyncio_task: asyncio.Task[T] | None = None
         try:
-            asyncio_task = start_now(self, loop_thread.loop, coro, context, self._name)
+            loop = loop_thread.loop
+            if HAS_EAGER_START and loop.get_task_factory() is None:
+                # Without a call in between, as each costs.
+                asyncio_task = self._asyncio_task = new_task(Task)
+                init_task(asyncio_task, coro, loop=loop, name=self._name, context=context, eager_start=True)
+            else:
+                asyncio_task = start_by_hand(self, loop, coro, context, self._name)
             if asyncio_task.done():
                 self._finish(asyncio_task)
             else:
@@ -129,7 +139,8 @@ class EagerTask(_Base[T]):
             self._end(FAILED, self._failure(exc))
             coro.close()
         finally:
-            del self, context, asyncio_task  # no cycle, as in start_now
+            # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
+            del self, context, asyncio_task
 
     def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
         """Take over what came out of the coroutine."""
@@ -162,10 +173,16 @@ class EagerTask(_Base[T]):
         return Failure(exc, partial(self._loop_thread.report, message))
 
     def _end(self, status: str, result: object) -> None:
-        """Settle, and drop all but the outcome."""
+        """Settle: drop all but the outcome, and make it known to all who wait."""
         loop_thread: Any = self._loop_thread
         self._coro = self._context = self._asyncio_task = None
-        self._settle(status, result)
+        # In this order: whoever finds `_loop_thread` None finds the outcome too. `_status` may change a
+        # moment earlier, so it alone doesn't say that the task is done.
+        self._result = result
+        self._status = status
+        self._loop_thread = None
+        if self._callbacks is not None:
+            self._make_calls(self._callbacks)
         loop_thread.tasks.pop(self, None)
         if self._limit is not None:
             self._limit.leave(self)
@@ -283,13 +300,15 @@ class EagerTask(_Base[T]):
         """
         driver = None
         try:
-            if not self.done():
+            if self._loop_thread is not None:
                 driver = _driver()
                 awaiter = self._new_awaiter()
                 if self._call_when_done(driver, awaiter):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future
             request = None if self._requests is None else self._requests.pop(_driver(), None)
+            if request is None and self._status == FINISHED:
+                raise StopIteration(self._result)
             raise StopIteration(self._outcome(request))
         finally:
             del self, driver  # no cycle from the exception through this frame

@@ -799,7 +799,7 @@ def test_what_other_threads_see_at_the_end_is_true(kind: str) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def look(frame: types.FrameType, event: str, _: object) -> Any:
-        if frame.f_code is not EagerTask._settle.__code__ or frame.f_locals["self"] is not task:
+        if frame.f_code is not EagerTask._end.__code__ or frame.f_locals["self"] is not task:
             return None
         if event == "line":
             seen.append((task.done(), task.running(), task.cancelled(), task.done() and outcome_now(task)))
