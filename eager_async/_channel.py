@@ -34,8 +34,9 @@ class Channel(Generic[T]):
     `forget` for the consumer, in any one thread at a time; `close` and `wake_consumer` for all.
 
     There is no lock, as in `EagerFuture`: who has to wait puts a call among the sleepers and *then* looks
-    whether it still has to; the other changes that and *then* takes the call out, which is one atomic
-    step, and makes it.
+    whether it still has to; the other changes that and *then* makes the call. A consumer's is taken out for
+    that, which is one atomic step; a producer's stays until the producer goes on, and may be made again. Who
+    closes doesn't make it, but cancels the producer.
     """
 
     __slots__ = ("_consumer", "_in_a_row", "_loop_thread", "_low_water", "_producer", "_size", "items")
@@ -61,7 +62,7 @@ class Channel(Generic[T]):
     async def rest(self) -> bool:
         """Let the loop turn, until few items are left; return whether more are wanted.
 
-        While the buffer is full the producer doesn't hold the process.
+        From a full buffer on until few items are left, the producer doesn't hold the process.
         """
         self._in_a_row = 0
         if len(self.items) < self._size:

@@ -1,5 +1,7 @@
 """All that differs between versions of CPython, or leans on one of its private names.
 
+(But for how futures are awaited and looked at, in `_future` and `EagerTask.send`.)
+
 Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
 """
 

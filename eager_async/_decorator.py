@@ -235,7 +235,7 @@ def eager(
         daemon: Whether the process may end without the calls: then they are cancelled, and clean up.
             None: as the eager task that makes the call; elsewhere False.
         limit: How many calls of this function may run at a time in this process, over all instances,
-            loops and callers. The rest are pending, and begin in the order of the calls. None: all.
+            loops and callers. The rest are pending, and begin in the order of the calls. None: no limit.
             A call that waits for another of its own function can wait for ever; let the function call
             an undecorated one, `function.__wrapped__` for example.
 

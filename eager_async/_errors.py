@@ -7,9 +7,10 @@ import concurrent.futures
 class DeadlockError(RuntimeError):
     """A thread was about to wait for work that only that same thread can do.
 
-    Raised at once, instead of the wait that would never end: by `EagerTask.result()` and
-    `EagerTask.exception()` on the thread of the task's own loop, and by
-    `BackgroundLoop.shutdown()` on the loop's own thread. The message says what to write instead.
+    Raised at once, instead of the wait that would never end: on the thread of its own loop, by
+    `EagerTask.result()` and `exception()`, by an `EagerStream` in `for`, `next` and `close()`, and by
+    `BackgroundLoop.shutdown()`; and by a task that awaits its own end. The message says what to write
+    instead.
     """
 
 

@@ -98,7 +98,7 @@ def _wait_while(
     """Wait until no loop is busy.
 
     Args:
-        is_busy: Asked again whenever a task ends.
+        is_busy: Asked again whenever a task ends or comes to rest.
         say: Called once, with the busy ones, if that takes long.
         give_up: Called with a loop whose time ran out; it isn't waited for any more.
     """

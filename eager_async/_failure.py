@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Those that nobody has looked at yet: reported by `report_unretrieved` when the process ends.
-_unretrieved: set[weakref.ref[Failure]] = set()
+# All that still exist: those that nobody has retrieved are reported when the process ends.
+_living: set[weakref.ref[Failure]] = set()
 
 
 class Failure:
@@ -36,7 +36,7 @@ class Failure:
         self._context = exception.__context__
         self._report = report
         if report is not None:
-            _unretrieved.add(weakref.ref(self, _unretrieved.discard))
+            _living.add(weakref.ref(self, _living.discard))
 
     def retrieve(self) -> BaseException:
         """Return the exception as the coroutine left it; it counts as seen from now on."""
@@ -78,8 +78,8 @@ def forget_parent() -> None:
     """In a forked child: what the parent's tasks have raised is reported there."""
     for failure in _alive():
         failure.ignore()
-    _unretrieved.clear()
+    _living.clear()
 
 
 def _alive() -> list[Failure]:
-    return [failure for reference in _unretrieved.copy() if (failure := reference()) is not None]
+    return [failure for reference in _living.copy() if (failure := reference()) is not None]

@@ -35,7 +35,8 @@ FAILED: Final = "FAILED"  # the work raised; to `concurrent.futures` it is FINIS
 class EagerFuture(concurrent.futures.Future[T]):
     """A `concurrent.futures.Future` that can also be awaited.
 
-    Threads: any thread may call any public method. The future is settled once, by its loop's thread.
+    Threads: any thread may call any public method. The future is settled once, by its loop's thread, or in a
+    forked child.
 
     There is no lock, so a signal handler or a `__del__` that comes in at any point finds none held.
     All who wait are entries of one dict, `_callbacks`, which the first of them makes. Whoever waits

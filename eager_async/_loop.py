@@ -34,7 +34,8 @@ _PROCESS_ENDS: Final = "the process is ending: no background loop is started any
 class BackgroundLoop:
     """One event loop in a thread of its own, started by the first use.
 
-    Any thread may call any method. A loop that nobody refers to any more ends when its tasks have.
+    Any thread may call any method. A loop that nobody refers to any more ends when its tasks have. If the
+    loop dies, the next use starts another.
 
     Args:
         name: The name of the thread.
@@ -123,7 +124,8 @@ class BackgroundLoop:
             context: The context variables to run it with, which are copied. None: the caller's.
 
         Raises:
-            LoopClosedError: After `shutdown()`, but for calls of the loop's own tasks while they end.
+            LoopClosedError: After `shutdown()`, but for calls of the loop's own tasks while they end; or if
+                the process is ending.
             TypeError: If `coro` is not a coroutine.
         """
         if not asyncio.iscoroutine(coro):
@@ -196,14 +198,14 @@ class BackgroundLoop:
         return f"<BackgroundLoop {self._name!r} {state}, {unfinished} unfinished {tasks}>"
 
     def _admitting_thread(self) -> LoopThread:
-        """The thread that takes on what this caller starts; made, if it is the first."""
+        """The thread that takes on what this caller starts; made, if none lives."""
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.open:
             return loop_thread
         with self._lock:
             loop_thread = self._loop_thread
             if loop_thread is not None and (loop_thread.open or self._is_own_thread()):
-                return loop_thread  # its own tasks may start others until it is closed
+                return loop_thread  # its own tasks may start others until it has ended
             if self._shut_down or (loop_thread is not None and loop_thread.closing):
                 raise LoopClosedError(f"the background loop {self._name!r} was shut down")
             hold_process()
@@ -215,7 +217,8 @@ class BackgroundLoop:
                 made.close(cancel=True)
                 made.join()
                 raise LoopClosedError(_PROCESS_ENDS)
-            if self._loop_thread is not loop_thread:  # a signal handler came in, and started one
+            # A signal handler that has come in may have shut this down, or started a thread.
+            if self._shut_down or self._loop_thread is not loop_thread:  # type: ignore[redundant-expr]
                 made.close(cancel=False)
                 return self._admitting_thread()
             self._loop_thread = made  # no call since the look, and so no signal handler either

@@ -50,7 +50,7 @@ live: set[LoopThread] = set()
 class LoopThread:
     """One run of an event loop: its thread, its unfinished tasks, and its end.
 
-    Threads: `tell_watchers`, `end_interrupted` and what begins with an underscore run in the loop's own, but
+    Threads: `tell_watchers` and what begins with an underscore run in the loop's own, but
     for `_check_taken_on`, `_check_turning` and `_stack_text`; `leave_behind` in a forked child. The rest is
     for any thread.
 
@@ -74,16 +74,17 @@ class LoopThread:
         self.closed: bool = False  # takes on that alone, to the last
         self.ended: bool = False  # takes on nothing
         self.ident: int | None = None  # while the thread runs
-        self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons don't hold the process
-        self.resting: set[asyncio.Task[Any]] = set()  # producers whose buffer is full: nor do they
+        self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons (True) don't hold the process
+        self.resting: set[asyncio.Task[Any]] = set()  # producers that are far enough ahead: nor do they
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
-        self.watchers: list[Callable[[], object]] = []  # called when a task ends
+        self.watchers: list[Callable[[], object]] = []  # called when a task ends or comes to rest
         self._calls = CallQueue(loop)
         contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
         self._keeps_resting = False
         self._depth = 0  # eager calls on this thread's stack
+        # A probe is sent after half of the time, and missed after the other half.
         self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
         self._probe: _Probe | None = None
         self._thread = new_thread(self._run, name)
@@ -118,7 +119,7 @@ class LoopThread:
         coroutine that isn't taken on is closed.
 
         Raises:
-            LoopClosedError: If the loop has ended.
+            LoopClosedError: If the loop is closed; to its own thread: if it has ended.
         """
         try:
             if daemon is None:
@@ -148,7 +149,7 @@ class LoopThread:
             raise
         except BaseException:  # a Ctrl-C at any point, or a full stack: it may have been queued or not
             self.interrupted.append(task)
-            self.call_soon(self.end_interrupted)
+            self.call_soon(self._end_interrupted)
             raise
         else:
             return task
@@ -164,13 +165,13 @@ class LoopThread:
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
 
     def tell_watchers(self) -> None:
-        """Tell those who watch that a task has ended, or all. In the loop's thread."""
+        """Tell those who watch that a task has ended or come to rest, or all. In the loop's thread."""
         if self.interrupted:  # and perhaps there was no stack left to say so
-            self.call_soon(self.end_interrupted)
+            self.call_soon(self._end_interrupted)
         for watcher in self.watchers:
             watcher()
 
-    def end_interrupted(self) -> None:
+    def _end_interrupted(self) -> None:
         """Bring calls to their end that were interrupted before they returned. In the loop's thread."""
         while self.interrupted:
             task = self.interrupted.pop()
@@ -179,7 +180,7 @@ class LoopThread:
                 self.tasks.pop(task, None)
 
     def watch(self, watcher: Callable[[], object]) -> None:
-        """Have something called in the loop's thread whenever a task ends, or it does. From any thread."""
+        """Have something called, in the loop's thread, when a task ends or comes to rest, or all ends."""
         if watcher not in self.watchers:
             self.watchers.append(watcher)
 
@@ -253,8 +254,10 @@ class LoopThread:
     def close(self, *, cancel: bool, keep_resting: bool = False) -> None:
         """Have the thread end when its tasks have, or cancel them first. Returns at once.
 
-        Those at rest are cancelled too when only such are left, but with `keep_resting`.
+        Those at rest are cancelled too when only such are left, unless `keep_resting`.
         """
+        if self.ended:
+            return  # in a forked child, the parent's would be woken up
         self._keeps_resting = keep_resting
         self.closing = True
         self.open = False
@@ -335,7 +338,7 @@ class LoopThread:
             self._await_ends(leftovers)
 
     def _has_unfinished(self) -> bool:
-        """Whether tasks are left. If none holds the process, they are cancelled, but not in their cleanup."""
+        """Whether tasks are left. If none holds the process, cancel them, but not in their cleanup."""
         tasks = self.tasks.copy()
         held = not all(tasks.values()) if self._keeps_resting else self.holds_process()
         if not held:
@@ -344,7 +347,7 @@ class LoopThread:
         return bool(tasks)
 
     def _bury(self) -> None:
-        """End whatever is still unfinished."""
+        """Close the loop, and fail what is still unfinished."""
         self.open = False
         self.closed = True
         self.ended = True

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eager_async._loop_thread import LoopThread
 
 _shared = BackgroundLoop()
-_lock = threading.RLock()  # for making the shared loop anew
+_lock = threading.RLock()  # for exchanging the shared loop
 
 # What a child has inherited and must neither run, close nor collect.
 _inherited: list[Any] = []
@@ -61,7 +61,7 @@ def shared_thread() -> LoopThread:
     """The thread that takes on new calls of eager functions which have no loop of their own.
 
     Raises:
-        LoopClosedError: If the loop was shut down, or the process is ending.
+        LoopClosedError: If the loop is shut down in the meantime, or the process is ending.
     """
     loop_thread = _shared._loop_thread
     if loop_thread is not None and loop_thread.open:

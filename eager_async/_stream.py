@@ -73,8 +73,8 @@ class EagerStream(Generic[T_co]):
             while not self._over:
                 try:
                     return self._channel.take()
-                except IndexError:  # a handler's end, since what follows has nothing to do with it
-                    pass
+                except IndexError:
+                    pass  # out of the handler, or what follows would get this as its context
                 if not self._sees_end():
                     self._block()
             raise StopIteration

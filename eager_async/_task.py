@@ -70,9 +70,9 @@ class EagerTask(_Base[T]):
     Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
     """
 
-    # Threads. `_run`, `_finish`, `_exit`, `_end`, `_lose`, `_withdraw` and `_deliver` run in the loop's
-    # thread alone, `_leave_behind` in a forked child. Others only ask: they set `_asked`, which `_run` looks
-    # at, and *then* queue a `_deliver`.
+    # Threads. `_run`, `_finish`, `_exit`, `_failure`, `_end`, `_lose`, `_withdraw`, `_deliver` and
+    # `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child. Others only
+    # ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
@@ -93,7 +93,7 @@ class EagerTask(_Base[T]):
         self._name = name
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
         self._asked: CancelRequest | None = None  # the latest cancellation asked for, from any thread
-        self._limit: Limit | None = None  # with a place in which it runs, or waits for its turn to
+        self._limit: Limit | None = None  # the one towards which it counts
         # The line of the call is worked out when somebody wants to read it.
         self._called_in = caller.f_code
         self._called_at = caller.f_lasti
@@ -254,7 +254,7 @@ class EagerTask(_Base[T]):
         self._ask(request, again=False)
 
     def _ask(self, request: CancelRequest, *, again: bool) -> bool:
-        """Deliver a request in the loop's thread: at once if this is it."""
+        """Deliver a request in the loop's thread: at once if this is it and the task runs."""
         loop_thread = self._loop_thread
         if loop_thread is None or self.done():
             return False
@@ -447,6 +447,6 @@ class EagerTask(_Base[T]):
 
 
 def _driver() -> object:
-    """Who drives a coroutine now: the asyncio task that runs in this thread."""
+    """Who drives a coroutine now: the asyncio task that runs in this thread, else the loop, else None."""
     loop = running_loop()
     return None if loop is None else asyncio.current_task(loop) or loop

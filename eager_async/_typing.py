@@ -1,4 +1,4 @@
-"""What `typing_extensions` is needed for at run time: its import takes longer than that of this package."""
+"""Stands in for `typing_extensions` at run time: to import that takes longer than this whole package."""
 
 from __future__ import annotations
 

@@ -114,6 +114,9 @@ def prepare() -> None:
     for name in ("eager_async", "asyncio"):
         logging.getLogger(name).addHandler(Keeper(logging.WARNING))
         logging.getLogger(name).propagate = False
+    if hasattr(logging.Logger, "_tls"):
+        # 3.13.5 drops what a thread logs while it logs something else: finalizers may (python/cpython#91555).
+        logging.Logger._is_disabled = lambda logger: logger.disabled  # type: ignore[attr-defined]
     faulthandler.enable()
     sys.unraisablehook = lambda raised: logging.getLogger("asyncio").error(
         "unraisable in %r", raised.object, exc_info=raised.exc_value

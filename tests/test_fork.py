@@ -536,6 +536,44 @@ def test_a_shutdown_in_the_child_leaves_the_parent_alone(run: RunPython) -> None
     )
 
 
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="loops are woken up in another way")
+def test_a_child_does_not_wake_up_the_parents_loop(run: RunPython) -> None:
+    """Whatever it does with an inherited loop: collect it, close it, or use it."""
+    source = """
+        from staging import *
+
+        entered, leave = threading.Event(), threading.Event()
+
+        async def hold():  # the loop's thread, so that it reads no wake-up
+            entered.set()
+            leave.wait()
+
+        loop, other = BackgroundLoop(), BackgroundLoop()
+        tasks = [loop.create_task(hold()), other.create_task(hold())]
+        descriptors = [one._loop_thread._calls._descriptor.number for one in (loop, other)]
+        entered.wait()
+        other.asyncio_loop
+
+        def child():
+            global loop
+            say(type(tasks[0].exception()).__name__, tasks[0].cancel())
+            other.shutdown(cancel_futures=True)
+            del loop
+            gc.collect()
+
+        fork(child)
+        for number in descriptors:
+            try:
+                say("woken up", os.eventfd_read(number))
+            except BlockingIOError:
+                say("asleep")
+        leave.set()
+    """
+    check(
+        run(source, options=FORK_WITH_THREADS), "LoopClosedError False", "child ended 0", "asleep", "asleep"
+    )
+
+
 def test_children_of_children(run: RunPython) -> None:
     """A child with a busy loop may fork in turn."""
     source = """

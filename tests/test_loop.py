@@ -211,6 +211,19 @@ def test_a_first_use_inside_the_first_use_starts_one_thread() -> None:
         assert loop.create_task(own_thread()).result() is inner[0].result()
 
 
+def test_a_shutdown_inside_the_first_use_is_not_lost() -> None:
+    """By a signal handler or finalizer that comes in while the loop is made: the call is refused."""
+
+    def factory() -> asyncio.AbstractEventLoop:
+        loop.shutdown()
+        return asyncio.new_event_loop()
+
+    loop = BackgroundLoop(loop_factory=factory)
+    with pytest.raises(LoopClosedError, match="was shut down"):
+        loop.create_task(own_thread())
+    assert "shut down" in repr(loop)
+
+
 def test_asyncio_loop_is_the_one_that_runs(loop_factory: LoopFactory) -> None:
     """`asyncio_loop` is what the factory made and what tasks run on, with its exception handler."""
     made: list[asyncio.AbstractEventLoop] = []
