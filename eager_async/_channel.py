@@ -20,7 +20,7 @@ T = TypeVar("T")
 # Items that a generator which never waits may make before other tasks of its loop have their turn.
 _MOST_IN_A_ROW: Final = 100
 
-_Sleepers = dict["Callable[[], object]", None]
+_Sleepers = dict["Callable[[], object]", bool]  # all True: whoever takes one out gets that
 
 
 class OccupiedError(Exception):
@@ -72,7 +72,7 @@ class Channel(Generic[T]):
         task = asyncio.current_task(loop)
         assert task is not None
         awaiter = Awaiter(loop, call_queue(loop))
-        self._producer[awaiter] = None
+        self._producer[awaiter] = True
         try:
             # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
             # generator that has swallowed a cancellation gets no other.
@@ -82,7 +82,7 @@ class Channel(Generic[T]):
                 await awaiter.future
         finally:
             resting.discard(task)
-            self._producer.pop(awaiter, None)
+            self._producer.pop(awaiter, False)
         return not task.cancelling()
 
     def take(self) -> T:
@@ -106,21 +106,21 @@ class Channel(Generic[T]):
             OccupiedError: If another consumer waits. (Of two who come at the same time, both may get it.)
         """
         self._wake_producer()  # again: a Ctrl-C may have come in between when the last item was taken
-        self._consumer[call] = None
+        self._consumer[call] = True
         if len(self._consumer) > 1:
             raise OccupiedError
         if not self.items and not producing.done():
             return True
-        return self._consumer.pop(call, call) is call  # taken out in the meantime, and so made
+        return not self._consumer.pop(call, False)  # taken out in the meantime, and so made
 
     def forget(self, call: Callable[[], object]) -> None:
         """Take back a call that `call_at_next` was given."""
-        self._consumer.pop(call, None)
+        self._consumer.pop(call, False)
 
     def wake_consumer(self) -> None:
         """Make the call that `call_at_next` was given."""
         for call in list(self._consumer):
-            if self._consumer.pop(call, call) is None:
+            if self._consumer.pop(call, False):
                 call()
 
     def _wake_producer(self) -> None:

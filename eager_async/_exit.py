@@ -56,7 +56,7 @@ def _finish() -> None:
             ending = live.copy()
             for loop_thread in ending:
                 loop_thread.close(cancel=cancelling)
-            _wait_while(_is_live, _say_whose_cleanup, _abandon)
+            _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
             for loop_thread in ending - live:
                 loop_thread.join()
             done = True
@@ -67,10 +67,6 @@ def _finish() -> None:
             logger.warning("%s %s", say, _summary(live.copy()))
             cancelling = True
     report_unretrieved()
-
-
-def _is_live(loop_thread: LoopThread) -> bool:
-    return loop_thread in live
 
 
 def _say_what_for(busy: list[LoopThread]) -> None:

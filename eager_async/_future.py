@@ -225,7 +225,7 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _in_loop_thread(self) -> bool:
         loop_thread = self._loop_thread
-        return loop_thread is not None and loop_thread.ident == get_ident()
+        return loop_thread is not None and loop_thread.runs_here()
 
     def _cancel_for_awaiter(self, request: CancelRequest) -> None:
         raise NotImplementedError
@@ -293,14 +293,13 @@ class EagerFuture(concurrent.futures.Future[T]):
         return callbacks is not None and callbacks.pop(who, None) is not None
 
     def _make_calls(self, callbacks: dict[object, Callable[[], object]]) -> None:
-        while callbacks:
-            for who in list(callbacks):
-                call = callbacks.pop(who, None)
-                if call is not None:
-                    try:
-                        call()
-                    except BaseException:  # a strange loop's: it must not disturb the others
-                        logger.exception("exception waking up a waiter of %r", self)
+        for who in list(callbacks):
+            call = callbacks.pop(who, None)
+            if call is not None:
+                try:
+                    call()
+                except BaseException:  # a strange loop's: it must not disturb the others
+                    logger.exception("exception waking up a waiter of %r", self)
 
     # What `concurrent.futures` asks of its futures
 

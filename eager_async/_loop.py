@@ -8,7 +8,6 @@ import functools
 import math
 import threading
 import weakref
-from _thread import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from eager_async._cpython import new_loop
@@ -228,7 +227,7 @@ class BackgroundLoop:
 
     def _is_own_thread(self) -> bool:
         loop_thread = self._loop_thread
-        return loop_thread is not None and loop_thread.ident == get_ident()
+        return loop_thread is not None and loop_thread.runs_here()
 
     def _make_thread(self) -> LoopThread:
         loop = new_loop(self._loop_factory)

@@ -73,7 +73,7 @@ class LoopThread:
         self.closing: bool = False  # takes on what its own tasks start, and what was under way
         self.closed: bool = False  # takes on that alone, to the last
         self.ended: bool = False  # takes on nothing
-        self.ident: int | None = None  # while the thread runs
+        self._ident: int | None = None  # while the thread runs
         self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons (True) don't hold the process
         self.resting: set[asyncio.Task[Any]] = set()  # producers that are far enough ahead: nor do they
         self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
@@ -158,11 +158,15 @@ class LoopThread:
 
     def _check_taken_on(self, task: EagerTask[Any]) -> None:
         """Raise, unless the thread still takes on its own, or has found the task, and ended it."""
-        if get_ident() == self.ident and not self.ended:
+        if self.runs_here() and not self.ended:
             return
         if self.tasks.pop(task, None) is not None:
             self.call_soon(self._stop)  # the thread may have seen it there, and wait for its end
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
+
+    def runs_here(self) -> bool:
+        """Whether this is the thread that asks."""
+        return self._ident == get_ident()
 
     def tell_watchers(self) -> None:
         """Tell those who watch that a task has ended or come to rest, or all. In the loop's thread."""
@@ -246,7 +250,7 @@ class LoopThread:
     def _stack_text(self) -> str:
         if not GIL_ENABLED:
             return " (without the GIL, its stack can't be read from here)"
-        frame = sys._current_frames().get(self.ident or 0)
+        frame = sys._current_frames().get(self._ident or 0)
         return ", at\n" + "".join(traceback.format_stack(frame)).rstrip()
 
     # The end
@@ -286,7 +290,7 @@ class LoopThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        self.ident = get_ident()
+        self._ident = get_ident()
         adopt(self._calls)
         try:
             self._turn_while(lambda: self.open)
@@ -359,7 +363,7 @@ class LoopThread:
                 with suppress(KeyError):  # struck off in the meantime
                     self.tasks.popitem()[0]._lose()
             live.discard(self)
-            self.ident = None  # from now on it may be another thread's
+            self._ident = None  # from now on it may be another thread's
             self.tell_watchers()
 
     def leave_behind(self) -> list[object]:

@@ -256,7 +256,7 @@ class EagerTask(_Base[T]):
     def _ask(self, request: CancelRequest, *, again: bool) -> bool:
         """Deliver a request in the loop's thread: at once if this is it and the task runs."""
         loop_thread = self._loop_thread
-        if loop_thread is None or self.done():
+        if loop_thread is None:
             return False
         self._asked = request
         if self._status == RUNNING and self._in_loop_thread():

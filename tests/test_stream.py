@@ -2623,7 +2623,7 @@ def test_a_consumer_that_stops_waiting_while_others_are_woken_is_left_alone() ->
     def second() -> None:
         woken.append("second")
 
-    channel._consumer.update({first: None, second: None})
+    channel._consumer.update({first: True, second: True})
     channel.wake_consumer()
     assert woken == ["first"]
 
