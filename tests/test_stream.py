@@ -12,7 +12,6 @@ import gc
 import inspect
 import itertools
 import logging
-import os
 import pickle
 import random
 import re
@@ -39,11 +38,8 @@ from eager_async import (
 from eager_async._channel import Channel
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-    from pathlib import Path
 
-    from conftest import RunPython
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -2060,6 +2056,70 @@ def test_of_two_that_begin_to_wait_at_once_none_gets_what_the_other_took(
     assert [*taken, *stream] == [1, 2]
 
 
+def test_a_consumer_that_comes_to_wait_after_the_end_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator may end after its consumer has looked, and before it begins to wait."""
+    gate = Gate()
+
+    @eager_stream
+    async def nothing() -> AsyncIterator[int]:
+        await gate.passed()
+        for number in ():
+            yield number
+
+    sees_end = EagerStream._sees_end
+
+    def staged_sees_end(stream: EagerStream[int]) -> bool:
+        seen = sees_end(stream)
+        if not seen:
+            gate.open()
+            concurrent.futures.wait([stream._producing], PATIENCE)
+        return seen
+
+    monkeypatch.setattr(EagerStream, "_sees_end", staged_sees_end)
+    assert list(nothing()) == []
+
+
+def test_a_consumer_that_stops_waiting_while_others_are_woken_is_left_alone() -> None:
+    """A call that was taken back is not made, also at the moment of the wake-up."""
+    channel: Channel[int] = Channel(1, None)  # type: ignore[arg-type]
+    woken: list[str] = []
+
+    def first() -> None:
+        woken.append("first")
+        channel.forget(second)
+
+    def second() -> None:
+        woken.append("second")
+
+    channel._consumer.update({first: True, second: True})
+    channel.wake_consumer()
+    assert woken == ["first"]
+
+
+def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator may end after it was asked to, and before `aclose()` begins to wait for that."""
+
+    @eager_stream
+    async def waits() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 1
+
+    new_awaiter = EagerTask._new_awaiter
+
+    def staged_new_awaiter(task: EagerTask[None]) -> object:
+        awaiter = new_awaiter(task)
+        concurrent.futures.wait([task], PATIENCE)
+        return awaiter
+
+    async def main() -> bool:
+        stream = waits()
+        monkeypatch.setattr(EagerTask, "_new_awaiter", staged_new_awaiter)
+        await stream.aclose()
+        return stream._producing.cancelled()
+
+    assert asyncio.run(main())
+
+
 # Races, stressed
 
 
@@ -2220,433 +2280,3 @@ def _quietly(loop: BackgroundLoop) -> list[BaseException]:
     asyncio_loop = loop.asyncio_loop
     asyncio_loop.set_exception_handler(lambda _, context: reported.append(context["exception"]))
     return reported
-
-
-# Processes: exit, fork, Ctrl-C
-
-STAGING = '''
-"""What the programs of these tests have in common."""
-
-import asyncio
-import contextlib
-import os
-import signal
-import sys
-import threading
-
-from eager_async import BackgroundLoop, LoopClosedError, eager, eager_stream, set_shared_loop, shared_loop
-
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
-
-@eager
-async def turn():
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def fork(child):
-    """Run a function in a child, which then ends as programs do; say how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)  # it would outlive a parent that is killed
-        child()
-        sys.exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    say("child ended", status)
-
-
-async def count(last=10**9, *, pause=0):
-    """Count, and say on which thread the cleanup runs."""
-    try:
-        for number in range(1, last + 1):
-            await asyncio.sleep(pause)
-            yield number
-        say("counted")
-    finally:
-        await asyncio.sleep(0.01)
-        say("finally in", os.getpid() == parent and threading.current_thread().name)
-
-
-parent = os.getpid()
-'''
-
-LOOPS = {"asyncio": ""}
-if sys.platform != "win32":
-    LOOPS["uvloop"] = "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))"
-both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-with_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-with_signals = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
-
-# From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
-FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
-
-FINALLY = "finally in eager-async"
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
-    """Compare what a process has left with what it should: nothing on stderr, exit code 0."""
-    assert process.stdout.splitlines() == list(stdout), process.stderr
-    assert (process.returncode, process.stderr) == (0, "")
-
-
-def program(set_up: str, source: str) -> str:
-    """Put a set-up before a program."""
-    return f"        from staging import *\n        {set_up}\n{source}"
-
-
-@both_loops
-@pytest.mark.parametrize("daemon", [None, True])
-def test_a_stream_at_rest_does_not_hold_the_process(
-    run: RunPython, set_up: str, *, daemon: bool | None
-) -> None:
-    """A process ends though a buffer is full; the generator's `finally` runs on the loop."""
-    source = f"""
-        stream = eager_stream(daemon={daemon})(count)()
-        say(next(stream))
-        turn().result()
-        turn().result()
-    """
-    check(run(program(set_up, source)), "1", FINALLY)
-
-
-@both_loops
-def test_a_stream_that_works_holds_the_process(run: RunPython, set_up: str) -> None:
-    """A generator with room in its buffer goes on to its end after the main thread's."""
-    source = """
-        stream = eager_stream(count)(5, pause=0.05)
-        say(next(stream))
-    """
-    check(run(program(set_up, source)), "1", "counted", FINALLY)
-
-
-@both_loops
-def test_a_stream_holds_the_process_until_it_rests(run: RunPython, set_up: str) -> None:
-    """A generator that works when the main thread ends is ended when its buffer is full, and not before."""
-    source = """
-        async def noisy():
-            async with contextlib.aclosing(count(pause=0.02)) as numbers:
-                async for number in numbers:
-                    say("made", number)
-                    yield number
-
-        stream = eager_stream(buffer=3)(noisy)()
-    """
-    check(run(program(set_up, source)), "made 1", "made 2", "made 3", FINALLY)
-
-
-@both_loops
-def test_a_daemon_stream_does_not_hold_the_process(run: RunPython, set_up: str) -> None:
-    """With `daemon=True` a generator that works is cancelled at the exit, and cleans up."""
-    source = """
-        stream = eager_stream(daemon=True)(count)(pause=0.05)
-        say(next(stream))
-    """
-    check(run(program(set_up, source)), "1", FINALLY)
-
-
-@both_loops
-def test_a_stream_that_was_dropped_cleans_up_before_the_exit(run: RunPython, set_up: str) -> None:
-    """The cleanup of a stream that was left holds the process."""
-    source = """
-        for number in eager_stream(count)():
-            say(number)
-            break
-    """
-    check(run(program(set_up, source)), "1", FINALLY)
-
-
-@both_loops
-def test_a_stream_that_swallows_the_cancellation_does_not_hold_the_process(
-    run: RunPython, set_up: str
-) -> None:
-    """One that goes on yielding in spite of the exit's cancellation ends when its buffer is full."""
-    source = """
-        async def stubborn():
-            while True:
-                try:
-                    yield 1
-                    await asyncio.sleep(0 if swallowed else 30)
-                except asyncio.CancelledError:
-                    swallowed.append(1)
-                    say("swallowed")
-
-        swallowed = []
-        stream = eager_stream(daemon=True)(stubborn)()
-        say(next(stream))
-        turn().result()
-    """
-    check(run(program(set_up, source)), "1", "swallowed")
-
-
-@both_loops
-def test_an_eager_consumer_is_waited_for(run: RunPython, set_up: str) -> None:
-    """An eager task that iterates over a stream holds the process, and gets all items."""
-    source = """
-        @eager
-        async def consume():
-            say(sum([number async for number in eager_stream(buffer=1)(count)(100)]))
-
-        consume()
-    """
-    check(run(program(set_up, source)), "counted", FINALLY, "5050")
-
-
-@both_loops
-@with_fork
-def test_a_child_gets_what_is_in_the_buffer_and_then_an_error(run: RunPython, set_up: str) -> None:
-    """In a forked child a stream ends in LoopClosedError; the parent's goes on, `finally` included."""
-    source = """
-        def child():
-            seen = []
-            try:
-                for number in stream:
-                    seen.append(number)
-            except LoopClosedError as exc:
-                say(seen, "count()" in str(exc))
-            say(list(stream))
-            stream.close()
-            with stream:
-                pass
-            say(next(eager_stream(count)(pause=0.001)) and "another")
-
-        stream = eager_stream(buffer=3)(count)(10)
-        turn().result()
-        fork(child)
-        say(list(stream))
-    """
-    check(
-        run(program(set_up, source), options=FORK_WITH_THREADS),
-        "[1, 2, 3] True",
-        "[]",
-        "another",
-        "finally in False",  # that of the child's own
-        "child ended 0",
-        "counted",
-        FINALLY,
-        "[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]",
-    )
-
-
-@both_loops
-@with_fork
-@pytest.mark.parametrize("way", ["del stream", "stream.close()", "asyncio.run(stream.aclose())"])
-def test_leaving_in_a_child_leaves_the_parents_generator_alone(run: RunPython, set_up: str, way: str) -> None:
-    """Whatever a child does with an inherited stream, the parent's goes on, and cleans up alone."""
-    source = f"""
-        def child():
-            import gc
-            global stream
-            {way}
-            gc.collect()
-
-        stream = eager_stream(buffer=3)(count)(5)
-        turn().result()
-        fork(child)
-        say(list(stream))
-    """
-    check(
-        run(program(set_up, source), options=FORK_WITH_THREADS),
-        "child ended 0",
-        "counted",
-        FINALLY,
-        "[1, 2, 3, 4, 5]",
-    )
-
-
-@both_loops
-@with_fork
-def test_a_child_takes_from_a_stream_at_which_a_thread_of_the_parent_waits(
-    run: RunPython, set_up: str
-) -> None:
-    """A consumer that waits in the parent isn't there in the child, which gets LoopClosedError."""
-    source = """
-        from eager_async._channel import Channel
-
-        call_at_next, waits = Channel.call_at_next, threading.Event()
-
-        def call_and_tell(*arguments):
-            enlisted = call_at_next(*arguments)
-            waits.set()
-            return enlisted
-
-        Channel.call_at_next = call_and_tell
-
-        async def nothing():
-            await asyncio.to_thread(gate.wait)
-            yield 1
-
-        def child():
-            try:
-                next(stream)
-            except LoopClosedError:
-                say("closed")
-            gate.set()
-
-        gate = threading.Event()
-        stream = eager_stream(nothing)()
-        taking = threading.Thread(target=lambda: say(list(stream)))
-        taking.start()
-        waits.wait()
-        fork(child)
-        gate.set()
-        taking.join()
-    """
-    check(run(program(set_up, source), options=FORK_WITH_THREADS), "closed", "child ended 0", "[1]")
-
-
-@both_loops
-@with_signals
-@pytest.mark.parametrize("wait", ["next(stream)", "list(stream)", "for _ in stream: pass"])
-def test_ctrl_c_interrupts_a_for_that_waits(run: RunPython, set_up: str, wait: str) -> None:
-    """KeyboardInterrupt comes out of the wait at once, alone; the stream goes on, and loses nothing."""
-    source = f"""
-        import traceback
-
-        async def held_up():
-            await asyncio.to_thread(main_waits.wait)
-            await asyncio.sleep(0.1)  # the main thread said so just before it began to wait
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            while not go_on.is_set():
-                await asyncio.sleep(0.005)
-            yield 1
-            yield 2
-
-        main_waits, go_on = threading.Event(), threading.Event()
-        stream = eager_stream(held_up)()
-        try:
-            main_waits.set()
-            {wait}
-        except KeyboardInterrupt:
-            say("interrupted", "IndexError" in traceback.format_exc())
-        go_on.set()
-        say(list(stream))
-    """
-    check(run(program(set_up, source)), "interrupted False", "[1, 2]")
-
-
-@both_loops
-@with_signals
-def test_ctrl_c_under_asyncio_run_leaves_by_the_async_for(run: RunPython, set_up: str) -> None:
-    """Ctrl-C cancels the main task, which leaves its `async for`: the generator ends, and cleans up."""
-    source = """
-        async def main():
-            async for number in eager_stream(buffer=1)(count)(pause=0.01):
-                if number == 3:
-                    signal.raise_signal(signal.SIGINT)
-
-        try:
-            asyncio.run(main())
-        except KeyboardInterrupt:
-            say("interrupted")
-    """
-    process = run(program(set_up, source))
-    assert sorted(process.stdout.splitlines()) == [FINALLY, "interrupted"]
-    assert (process.returncode, process.stderr) == (0, "")
-
-
-@pytest.mark.untraced("a signal handler that raises would leave its lock held")
-@both_loops
-@with_signals
-def test_ctrl_c_at_any_moment_leaves_a_stream_that_can_be_used(run: RunPython, set_up: str) -> None:
-    """Interrupted again and again, wherever it is, a stream goes on, and its items are in order."""
-    source = """
-        def interrupt(*_):
-            raise KeyboardInterrupt
-
-        async def endless():
-            number = 0
-            while True:
-                yield (number := number + 1)
-
-        signal.signal(signal.SIGALRM, interrupt)
-        stream = eager_stream(endless)()
-        last = 0
-        for _ in range(500):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0002)
-                while True:
-                    number = next(stream)
-                    assert number > last
-                    last = number
-            except KeyboardInterrupt:
-                pass
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        assert next(stream) > last
-        stream.close()
-        say("fine")
-    """
-    check(run(program(set_up, source)), "fine")
-
-
-def test_a_consumer_that_comes_to_wait_after_the_end_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A generator may end after its consumer has looked, and before it begins to wait."""
-    gate = Gate()
-
-    @eager_stream
-    async def nothing() -> AsyncIterator[int]:
-        await gate.passed()
-        for number in ():
-            yield number
-
-    sees_end = EagerStream._sees_end
-
-    def staged_sees_end(stream: EagerStream[int]) -> bool:
-        seen = sees_end(stream)
-        if not seen:
-            gate.open()
-            concurrent.futures.wait([stream._producing], PATIENCE)
-        return seen
-
-    monkeypatch.setattr(EagerStream, "_sees_end", staged_sees_end)
-    assert list(nothing()) == []
-
-
-def test_a_consumer_that_stops_waiting_while_others_are_woken_is_left_alone() -> None:
-    """A call that was taken back is not made, also at the moment of the wake-up."""
-    channel: Channel[int] = Channel(1, None)  # type: ignore[arg-type]
-    woken: list[str] = []
-
-    def first() -> None:
-        woken.append("first")
-        channel.forget(second)
-
-    def second() -> None:
-        woken.append("second")
-
-    channel._consumer.update({first: True, second: True})
-    channel.wake_consumer()
-    assert woken == ["first"]
-
-
-def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generator may end after it was asked to, and before `aclose()` begins to wait for that."""
-
-    @eager_stream
-    async def waits() -> AsyncIterator[int]:
-        await asyncio.Event().wait()
-        yield 1
-
-    new_awaiter = EagerTask._new_awaiter
-
-    def staged_new_awaiter(task: EagerTask[None]) -> object:
-        awaiter = new_awaiter(task)
-        concurrent.futures.wait([task], PATIENCE)
-        return awaiter
-
-    async def main() -> bool:
-        stream = waits()
-        monkeypatch.setattr(EagerTask, "_new_awaiter", staged_new_awaiter)
-        await stream.aclose()
-        return stream._producing.cancelled()
-
-    assert asyncio.run(main())
