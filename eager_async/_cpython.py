@@ -138,9 +138,8 @@ def _step_by_hand(
             else:
                 loop.call_soon = before  # type: ignore[method-assign]
         assert task is not None
-        for handle, step, step_context in scheduled:
-            if _is_step_of(task, step) and not handle.cancelled():
-                _step(loop, task, handle, step, step_context)
+        while scheduled:
+            _step(loop, task, *scheduled.pop(0))
         return task
     finally:
         scheduled.clear()
@@ -179,7 +178,9 @@ def _step(
     step: Callable[[], object],
     context: contextvars.Context,
 ) -> None:
-    """Run a task's step, which is scheduled, inside whatever task is running now."""
+    """Run what is scheduled, if it is a task's step, inside whatever task is running now."""
+    if not _is_step_of(task, step) or handle.cancelled():
+        return
     outer = asyncio.current_task(loop)
     if outer is not None:
         _tasks._leave_task(loop, outer)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import contextvars
 import warnings
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock
 from asyncio import CancelledError, get_running_loop
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
 from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, PENDING, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._log import logger
+from eager_async._look import Look
 from eager_async._where import users_level
 
 if TYPE_CHECKING:
@@ -303,29 +303,24 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     # What `concurrent.futures` asks of its futures
 
-    # `wait` and `as_completed` hold the conditions of many futures, so that none changes its state while they
-    # look at all and then enlist with all. Here nobody is kept waiting for that, and least of all the loop's
-    # thread: to the thread that holds it, a future stays as it was, and whoever enlists with one that has
-    # ended since is told at once.
-
     if not TYPE_CHECKING:  # for checkers, `concurrent.futures` wants attributes that can be set
 
         @property
-        def _condition(self) -> _Look:
-            return _Look(self)
+        def _condition(self) -> Look:
+            return Look(self)
 
         @property
-        def _waiters(self) -> _Look:
-            return _Look(self)
+        def _waiters(self) -> Look:
+            return Look(self)
 
         @property
         def _state(self) -> str:
-            if self._loop_thread is not None or _Look(self).sees_unfinished():
+            if self._loop_thread is not None or Look(self).sees_unfinished():
                 return RUNNING
             return FINISHED if self._status == FAILED else self._status
 
     def _tell(self, waiter: Any) -> None:
-        """Tell somebody who has enlisted that the future is done."""
+        """Tell one who waits in `concurrent.futures.wait` or its like that the future is done."""
         if self._status == CANCELLED:
             waiter.add_cancelled(self)
         elif self._status == FAILED:
@@ -353,56 +348,6 @@ class EagerFuture(concurrent.futures.Future[T]):
     def set_exception(self, exception: BaseException | None) -> None:  # noqa: ARG002  # as above
         """Not for users: raises RuntimeError, as that of `asyncio.Task` does."""
         raise RuntimeError(f"{type(self).__name__} does not support set_exception operation")
-
-
-class _Look:
-    """A future's condition and list of waiters, as `concurrent.futures.wait` and its like use them.
-
-    Threads: any. What a thread sees is its own: no lock is behind it, so none is left locked when a Ctrl-C
-    takes that thread out, and a signal handler may come in at any point and look, too.
-    """
-
-    __slots__ = ("_future",)
-
-    def __init__(self, future: EagerFuture[Any]) -> None:
-        self._future = future
-
-    def acquire(self) -> bool:
-        """Keep the future as it is, to this thread."""
-        seen = vars(self._future).setdefault("_seen", {})
-        thread = get_ident()
-        unfinished, times = seen.get(thread, (not self._future.done(), 0))
-        seen[thread] = (unfinished, times + 1)
-        return True
-
-    def release(self) -> None:
-        """End that, if it was acquired no more than once."""
-        seen = vars(self._future)["_seen"]
-        thread = get_ident()
-        unfinished, times = seen.pop(thread)
-        if times > 1:
-            seen[thread] = (unfinished, times - 1)
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.release()
-
-    def sees_unfinished(self) -> bool:
-        """Whether the future was not done yet when this thread began to look."""
-        seen = vars(self._future).get("_seen", {})
-        return bool(seen.get(get_ident(), (False, 0))[0])
-
-    def append(self, waiter: Any) -> None:
-        """Have a waiter told of the end, unless this thread has seen it."""
-        tell = partial(self._future._tell, waiter)
-        if self.sees_unfinished() and not self._future._call_when_done(waiter, tell):
-            tell()
-
-    def remove(self, waiter: Any) -> None:
-        """Take that back."""
-        self._future._forget(waiter)
 
 
 class CancelRequest:

@@ -115,6 +115,8 @@ class Limit:
             return True
         self._starting[successor] = None
         self._queue(successor)
+        if successor.done():  # in the meantime, perhaps before it was put there
+            self._starting.pop(successor, None)
         return False
 
     def _queue(self, task: EagerTask[Any]) -> None:

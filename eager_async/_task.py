@@ -254,12 +254,12 @@ class EagerTask(_Base[T]):
         self._ask(request, again=False)
 
     def _ask(self, request: CancelRequest, *, again: bool) -> bool:
-        """Deliver a request in the loop's thread: at once if this is it and the task runs."""
+        """Deliver a request in the loop's thread: at once if this is it, and the task or no loop runs."""
         loop_thread = self._loop_thread
         if loop_thread is None:
             return False
         self._asked = request
-        if self._status == RUNNING and self._in_loop_thread():
+        if self._in_loop_thread() and (self._status == RUNNING or running_loop() is None):
             return self._deliver(request, again=again)
         return loop_thread.call_soon(partial(self._deliver, request, again=again))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import sys
 import threading
 import time
@@ -14,9 +15,11 @@ import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager
 from eager_async._cpython import FINISHED, RUNNING
+from eager_async._look import Look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
 Future = concurrent.futures.Future[Any]
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
@@ -354,6 +357,37 @@ def test_a_signal_handler_may_wait_while_others_are_looked_at() -> None:
         assert task._state == RUNNING  # to what was interrupted
     assert task._state == FINISHED
     assert concurrent.futures.wait([task], timeout=0).done == {task}
+
+
+def test_a_look_that_is_interrupted_in_another_ends_with_that() -> None:
+    """A Ctrl-C in a handler's `wait`, which came into another one: that is as it was."""
+
+    def press_ctrl_c(frame: FrameType, event: str, _: object) -> Any:
+        if event == "line" and frame.f_code is Look.release.__code__:
+            lines.add(frame.f_lineno)
+            if len(lines) == number:
+                raise KeyboardInterrupt
+        return press_ctrl_c
+
+    before = sys.gettrace()
+    for number in range(1, 20):
+        lines: set[int] = set()
+        gate = Gate()
+        task = wait_for(gate)
+        with task._condition:
+            gate.open()
+            task.result()
+            with contextlib.suppress(KeyboardInterrupt):
+                sys.settrace(press_ctrl_c)
+                try:
+                    concurrent.futures.wait([task], timeout=0)
+                finally:
+                    sys.settrace(before)
+            assert task._state == RUNNING
+        assert concurrent.futures.wait([task], PATIENCE).done == {task}
+        if len(lines) < number:
+            break
+    assert number > 3
 
 
 def test_one_who_waits_is_told_once(threads: ThreadPoolExecutor) -> None:

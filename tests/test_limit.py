@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import functools
 import gc
+import itertools
 import os
 import random
 import re
@@ -1193,6 +1194,45 @@ def test_a_loop_that_dies_while_its_call_is_given_a_place_returns_it(
     assert point > 20
 
 
+def test_a_call_that_is_cancelled_while_it_is_given_a_place_leaves_nothing() -> None:
+    """At whatever point of that, in its own loop's thread: later calls begin at once where they may."""
+    function = eager(limit=1)(do)
+
+    async def make_room(waiting: list[EagerTask[object]], point: int) -> bool:
+        held = asyncio.Event()
+        holder = function(held.wait)
+        waiting.append(call_on(other, lambda: function(asyncio.Event().wait)))
+        turn(other)
+
+        def cancel() -> None:
+            waiting[0].cancel()
+            assert isinstance(outcome(waiting[0]), asyncio.CancelledError)
+            turn(other)
+
+        interrupter = Interrupter(point, cancel, "_limit.py")
+        with interrupter:
+            held.set()
+            await holder
+        if not interrupter.happened:
+            cancel()
+        return interrupter.happened
+
+    async def at_once() -> None: ...
+
+    async def begins_at_once() -> bool:
+        return function(at_once).done()
+
+    with BackgroundLoop(name="other") as other:
+        for point in points(1):
+            waiting: list[EagerTask[object]] = []
+            happened = eager(make_room)(waiting, point).result(PATIENCE)
+            turn(other, shared_loop())
+            assert eager(begins_at_once)().result(PATIENCE), f"at point {point}"
+            if not happened:
+                break
+    assert point > 20
+
+
 # Signal handlers and finalizers
 
 
@@ -1670,6 +1710,23 @@ def test_a_fork_while_another_thread_is_inside_the_limit(run: RunPython, where: 
 
 
 # Many
+
+
+def test_ending_a_loop_asks_each_waiting_daemon_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not all of them again whenever some have ended."""
+    many, cancel, requests = 5000, EagerTask._cancel_for_awaiter, itertools.count()
+
+    def counted(task: EagerTask[object], request: Any) -> None:
+        next(requests)
+        cancel(task, request)
+
+    monkeypatch.setattr(EagerTask, "_cancel_for_awaiter", counted)
+    with BackgroundLoop() as loop:
+        endless = eager(limit=1, daemon=True, loop=loop)(do)
+        tasks = [endless(lambda: asyncio.sleep(PATIENCE)) for _ in range(many)]
+        turn(loop)
+    assert all(task.cancelled() for task in tasks)
+    assert next(requests) < 2 * many
 
 
 def test_waiting_calls_cost_next_to_nothing() -> None:

@@ -19,7 +19,7 @@ import pytest
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
     from subprocess import CompletedProcess
     from typing import Protocol
 
@@ -394,6 +394,30 @@ def test_a_task_that_fails_to_start_is_gone_with_its_last_reference() -> None:
     ask_for_exception(box)
     shared_loop().asyncio_loop.set_task_factory(None)
     assert task_gone
+
+
+def test_a_body_that_fails_at_once_under_a_task_factory_is_gone_with_its_task() -> None:
+    """Its frames lead back to those that took its first step."""
+
+    def factory(
+        loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+    ) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=loop, **options)
+
+    shared_loop().asyncio_loop.set_task_factory(factory)
+    exceptions = [StumbledError("no")]
+    exception_gone = gone(exceptions[0])
+
+    @eager
+    async def stumble() -> None:
+        raise exceptions.pop()
+
+    failing = stumble()
+    block_on([failing])
+    assert not exception_gone.is_set()
+    del failing
+    shared_loop().asyncio_loop.set_task_factory(None)
+    assert exception_gone
 
 
 def test_a_closed_loop_keeps_no_task_alive() -> None:

@@ -249,12 +249,16 @@ def operations() -> dict[str, Callable[[], object]]:
         "cancel": cancel,
         "callbacks": callbacks,
         "await": lambda: asyncio.run(await_here()),
+        "wait": lambda: concurrent.futures.wait([answer_later(), answer_later()], LONGEST),
+        "as completed": lambda: list(concurrent.futures.as_completed([answer_later(), answer()], LONGEST)),
         "look": lambda: (repr(answer()), answer().get_stack(), shared_loop().tasks()),
     }
 
 
 class Interrupter:
     """Calls something before the n-th of the bytecodes that a thread runs in the package."""
+
+    directories: tuple[str, ...] = (PACKAGE,)
 
     def __init__(self, number: int, call: Callable[[], object]) -> None:
         self._left = number
@@ -271,7 +275,7 @@ class Interrupter:
         sys.settrace(self._previous)
 
     def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if os.path.dirname(frame.f_code.co_filename) != PACKAGE:
+        if os.path.dirname(frame.f_code.co_filename) not in self.directories:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and not self.happened and self._may_be_interrupted(frame):
@@ -301,6 +305,12 @@ class SignalLike(Interrupter):
                 may = instruction.opname.startswith(("CALL", "RESUME", "JUMP_BACKWARD"))
             _calls[code] = points
         return frame.f_lasti in _calls[code]
+
+
+class SignalLikeInWaits(SignalLike):
+    """The same, in `concurrent.futures` and `threading` as well."""
+
+    directories = (PACKAGE, os.path.dirname(concurrent.futures.__file__), os.path.dirname(threading.__file__))
 
 
 def interruptions(
@@ -451,6 +461,37 @@ def test_a_handler_that_raises_in_result_leaves_the_task_alone() -> None:
         if not interrupter.happened:
             break
     assert number > 3
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["raises", "blocks"])
+@pytest.mark.parametrize("name", ["wait", "as completed"])
+def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises: bool) -> None:
+    """At any point of `concurrent.futures`' own functions, whose locks may stay locked then."""
+
+    def wait_for(tasks: list[EagerTask[int]]) -> None:
+        if name == "wait":
+            assert concurrent.futures.wait(tasks, LONGEST).done == set(tasks)
+        else:
+            assert set(concurrent.futures.as_completed(tasks, LONGEST)) == set(tasks)
+
+    def come_in() -> None:
+        if raises:
+            raise KeyboardInterrupt
+        assert answer_later().result(LONGEST) == 42
+
+    number = 0
+    while True:
+        number += 1
+        tasks = [answer_later(), answer(), answer_later()]
+        interrupter = SignalLikeInWaits(number, come_in)
+        with contextlib.suppress(KeyboardInterrupt), interrupter:
+            wait_for(tasks)
+        assert [task.result(LONGEST) for task in tasks] == [42] * 3, f"at point {number}"
+        assert answer_later().result(LONGEST) == 42, f"at point {number}"
+        wait_for(tasks)
+        if not interrupter.happened:
+            break
+    assert number > 50
 
 
 # Real signals

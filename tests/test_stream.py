@@ -40,7 +40,6 @@ from eager_async._channel import Channel
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
