@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Seconds after which the calls that are left wait for the loop's next turn, so that a flood of them leaves
 # room for timers and sockets; and how many are made between two looks at the clock.
-_LONGEST_DRAIN: Final = 0.0002
+_LONGEST_DRAIN: Final = 0.0001
 _CALLS_A_LOOK: Final = 20
 
 _os: Any = os  # type checkers know `eventfd` on Linux alone

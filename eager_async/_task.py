@@ -201,7 +201,8 @@ class EagerTask(_Base[T]):
 
     def _withdraw(self) -> None:
         """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
-        coro, asyncio_task = self._coro, self._asyncio_task
+        coro: Any = self._coro
+        asyncio_task = self._asyncio_task
         if self._status == PENDING:
             self._asked = CancelRequest()
             self._run()
@@ -210,8 +211,7 @@ class EagerTask(_Base[T]):
             asyncio_task.add_done_callback(self._finish)
         elif self._loop_thread is not None:
             self._end(CANCELLED, ())
-            if coro is not None:
-                coro.close()
+            coro.close()
         elif self._limit is not None:
             self._limit.leave_again(self)
 

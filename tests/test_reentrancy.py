@@ -411,16 +411,20 @@ def test_a_handler_may_call_in_while_a_loop_starts() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
-def test_a_handler_that_raises_in_a_call_leaves_nothing_unfinished() -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "when the loop has turned"])
+def test_a_handler_that_raises_in_a_call_leaves_nothing_unfinished(*, late: bool) -> None:
     """At any point: the exception comes out, no task is left behind, and the next call is served."""
     begun: list[int] = []
 
     @eager
     async def work(number: int) -> None:
         begun.append(number)
-        await asyncio.sleep(0)
+        if not late:
+            await asyncio.sleep(0)
 
     def press_ctrl_c() -> None:
+        if late:
+            answer().result(LONGEST)
         raise KeyboardInterrupt
 
     work(0).result()
