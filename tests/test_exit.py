@@ -527,6 +527,7 @@ def test_a_thread_that_goes_on_calling_does_not_hold_the_process(run: RunPython)
 
 @posix_signals
 @both_loops
+@pytest.mark.untraced("a signal handler that blocks would do so with its lock held")
 def test_signal_handlers_may_block_while_the_process_waits(run: RunPython, set_up: str) -> None:
     """At any moment, also when a task's end has just woken up the main thread."""
     source = f"""
