@@ -138,8 +138,10 @@ def _step_by_hand(
             else:
                 loop.call_soon = before  # type: ignore[method-assign]
         assert task is not None
-        while scheduled:
-            _step(loop, task, *scheduled.pop(0))
+        while scheduled:  # no loop variables, which would refer to the task when its step raises
+            if _is_step_of(task, scheduled[0][1]) and not scheduled[0][0].cancelled():
+                _step(loop, task, *scheduled[0])
+            del scheduled[0]
         return task
     finally:
         scheduled.clear()
@@ -178,9 +180,7 @@ def _step(
     step: Callable[[], object],
     context: contextvars.Context,
 ) -> None:
-    """Run what is scheduled, if it is a task's step, inside whatever task is running now."""
-    if not _is_step_of(task, step) or handle.cancelled():
-        return
+    """Run a task's step, which is scheduled, inside whatever task is running now."""
     outer = asyncio.current_task(loop)
     if outer is not None:
         _tasks._leave_task(loop, outer)
