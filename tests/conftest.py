@@ -198,3 +198,10 @@ def run_python(tmp_path: Path) -> RunPython:
         return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
     return run
+
+
+@pytest.fixture
+def run(run_python: RunPython, tmp_path: Path, request: pytest.FixtureRequest) -> RunPython:
+    """Run a program that may import what the test's module has in STAGING, from `staging`."""
+    (tmp_path / "staging.py").write_text(request.module.STAGING, encoding="utf-8")
+    return run_python

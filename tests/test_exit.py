@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,13 +57,6 @@ threads_at_exit = pytest.mark.skipif(
     reason="no thread can be started at the exit (python/cpython#113964)",
 )
 posix_signals = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
 
 
 def with_set_up(set_up: str, source: str) -> str:

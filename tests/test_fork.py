@@ -6,7 +6,6 @@ Each test is a program in a process of its own.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,13 +82,6 @@ both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
 
 # From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
 FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
 
 
 def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:

@@ -17,7 +17,6 @@ import sys
 import threading
 import tracemalloc
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -1505,13 +1504,6 @@ def fork(child):
 # From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
 FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
 has_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
 
 
 def check(process: subprocess.CompletedProcess[str], *stdout: str, stderr: str = "") -> None:

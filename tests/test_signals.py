@@ -6,7 +6,6 @@ Each test is a program in a process of its own. What Ctrl-C does at the exit is 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,13 +63,6 @@ threads_at_exit = pytest.mark.skipif(
     reason="no thread can be started at the exit (python/cpython#113964)",
 )
 both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
 
 
 def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:

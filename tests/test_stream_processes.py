@@ -13,7 +13,6 @@ import pytest
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
     from conftest import RunPython
 
@@ -77,13 +76,6 @@ with_signals = pytest.mark.skipif(sys.platform == "win32", reason="no signal can
 FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
 
 FINALLY = "finally in eager-async"
-
-
-@pytest.fixture
-def run(run_python: RunPython, tmp_path: Path) -> RunPython:
-    """Run a program that may use what STAGING defines."""
-    (tmp_path / "staging.py").write_text(STAGING, encoding="utf-8")
-    return run_python
 
 
 def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
