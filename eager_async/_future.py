@@ -179,11 +179,11 @@ class EagerFuture(concurrent.futures.Future[T]):
         """
         request: CancelRequest | None = None
         while self._loop_thread is not None:
-            awaiter = self._new_awaiter()
+            awaiter = self._new_awaiter(get_running_loop())
             if not self._call_when_done(awaiter, awaiter):
                 break
             try:
-                yield from awaiter.future
+                yield awaiter
             except CancelledError as exc:
                 request = CancelRequest.of(exc)
                 self._cancel_for_awaiter(request)
@@ -198,9 +198,8 @@ class EagerFuture(concurrent.futures.Future[T]):
         finally:
             del self  # no cycle, as in `result`
 
-    def _new_awaiter(self) -> Awaiter:
-        """What the asyncio task that runs now is to wait for."""
-        loop = get_running_loop()
+    def _new_awaiter(self, loop: asyncio.AbstractEventLoop) -> Awaiter:
+        """What the asyncio task that runs now, on a loop in this thread, is to wait for."""
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.loop is loop:
             self._check_awaiter()
@@ -388,21 +387,82 @@ class _Waiter:
 
 
 class Awaiter(_Waiter):
-    """An asyncio task that waits for an eager future, by a future of its own loop."""
+    """What an asyncio task waits for: of a future, what the task asks of it, and no more.
 
-    __slots__ = ("future",)
+    It takes less time than an `asyncio.Future`, and woken up from another thread, its task goes on at once,
+    and not in the loop's next turn. For asyncio, what has `_asyncio_future_blocking` is a future.
+
+    Threads: it is called in any, and the rest is for its loop's own.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_request", "_wake_up", "_woken")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
         self._queue = queue
-        self.future: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._asyncio_future_blocking = True  # it is awaited; asyncio sets this to False
+        self._woken = False
+        self._wake_up: Callable[[Awaiter], object] | None = None  # the asyncio task
+        self._context: contextvars.Context | None = None  # in which to do that
+        self._request: CancelRequest | None = None
+
+    def __await__(self) -> Generator[Awaiter, None, None]:
+        yield self
 
     @override
     def _run(self) -> None:
+        if self._woken:
+            return
+        wake_up, context = self._wake_up, self._context
+        if self._queue is None or context is None or wake_up is None or self._loop.get_debug():
+            # Perhaps inside the step of another task; and in debug mode, asyncio times and names each step.
+            try:  # noqa: SIM105  # takes less time
+                self._wake_soon()
+            except RuntimeError:
+                pass  # its loop is closed
+        else:
+            self._woken = True
+            self._wake_up = None  # which leads to the task, and that perhaps back here
+            try:
+                context.run(wake_up, self)
+            finally:
+                del self, wake_up, context  # the frames of what the task raises lead back here: no cycle
+
+    def _wake_soon(self) -> None:
+        self._woken = True
+        wake_up, self._wake_up = self._wake_up, None
+        if wake_up is not None:
+            self._loop.call_soon(wake_up, self, context=self._context)
+
+    # What `asyncio.Task` asks of a future
+
+    def add_done_callback(
+        self, wake_up: Callable[[Awaiter], object], *, context: contextvars.Context | None = None
+    ) -> None:
+        """Have the task woken up. Once."""
+        self._wake_up = wake_up
+        self._context = context
+        if self._woken:
+            self._wake_soon()
+
+    def cancel(self, msg: object = None) -> bool:
+        """Have `CancelledError` raised where the task waits; False if it was woken up already."""
+        if self._woken:
+            return False
+        self._request = CancelRequest(msg)
+        self._wake_soon()
+        return True
+
+    def done(self) -> bool:
+        return self._woken
+
+    def result(self) -> None:
+        """Raise that error, if there is one."""
         try:
-            if not self.future.done():
-                self.future.set_result(None)
-        except RuntimeError:
-            pass  # its loop is closed
+            if self._request is not None:
+                raise CancelledError(*self._request.arguments)
+        finally:
+            del self  # no cycle from the exception through this frame
 
 
 class _DoneCallback(_Waiter):

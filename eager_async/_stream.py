@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from eager_async._channel import Channel, OccupiedError
@@ -154,10 +155,10 @@ class EagerStream(Generic[T_co]):
     async def _wait(self) -> None:
         """Wait until there is an item, or the end."""
         __tracebackhide__ = True
-        awaiter = self._producing._new_awaiter()
+        awaiter = self._producing._new_awaiter(get_running_loop())
         try:
             if self._call_at_next(awaiter):
-                await awaiter.future
+                await awaiter
         finally:
             self._channel.forget(awaiter)
 
@@ -172,9 +173,9 @@ class EagerStream(Generic[T_co]):
         __tracebackhide__ = True
         try:
             if self._leave():
-                awaiter = self._producing._new_awaiter()
+                awaiter = self._producing._new_awaiter(get_running_loop())
                 if self._producing._call_when_done(awaiter, awaiter):
-                    await awaiter.future
+                    await awaiter
                 self._raise_from_cleanup()
         finally:
             del self  # no cycle, as in `__next__`

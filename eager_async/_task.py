@@ -7,7 +7,7 @@ import reprlib
 import sys
 import traceback
 from _thread import allocate_lock
-from asyncio import CancelledError
+from asyncio import CancelledError, current_task, get_running_loop
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -279,7 +279,7 @@ class EagerTask(_Base[T]):
     @override
     def _check_awaiter(self) -> None:
         asyncio_task = self._known_asyncio_task()
-        if asyncio_task is not None and asyncio_task is asyncio.current_task():
+        if asyncio_task is not None and asyncio_task is current_task():
             raise DeadlockError(f"{self._description()} can't end while it awaits its own end")
 
     def _known_asyncio_task(self) -> asyncio.Task[Any] | None:
@@ -301,11 +301,11 @@ class EagerTask(_Base[T]):
         driver = None
         try:
             if self._loop_thread is not None:
-                driver = _driver()
-                awaiter = self._new_awaiter()
+                loop = get_running_loop()
+                driver = current_task(loop) or loop
+                awaiter = self._new_awaiter(loop)
                 if self._call_when_done(driver, awaiter):
-                    awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
-                    return awaiter.future
+                    return awaiter
             request = None if self._requests is None else self._requests.pop(_driver(), None)
             if request is None and self._status == FINISHED:
                 raise StopIteration(self._result)
@@ -449,4 +449,4 @@ class EagerTask(_Base[T]):
 def _driver() -> object:
     """Who drives a coroutine now: the asyncio task that runs in this thread, else the loop, else None."""
     loop = running_loop()
-    return None if loop is None else asyncio.current_task(loop) or loop
+    return None if loop is None else current_task(loop) or loop

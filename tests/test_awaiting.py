@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from eager_async._future import Awaiter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     from conftest import RunPython
 
@@ -83,16 +84,17 @@ def turn(loop: BackgroundLoop) -> None:
     loop.create_task(nothing()).result(PATIENCE)
 
 
-@pytest.fixture(params=["shared", "background", "foreign"])
+@pytest.fixture(params=["shared", "background", "background in debug mode", "foreign"])
 def run(
     request: pytest.FixtureRequest, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> Iterator[Callable[[Any], Any]]:
     """Run a coroutine: on the eager functions' own loop, another background loop, or in this thread."""
     if request.param == "foreign":
-        with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
             yield runner.run
-    elif request.param == "background":
-        with BackgroundLoop(name="eager-async-test-other", loop_factory=loop_factory, debug=True) as loop:
+    elif request.param != "shared":
+        debug = request.param != "background"
+        with BackgroundLoop(name="eager-async-test-other", loop_factory=loop_factory, debug=debug) as loop:
             yield lambda coro: loop.create_task(coro).result(PATIENCE)
     else:
         yield lambda coro: shared_loop().create_task(coro).result(PATIENCE)
@@ -259,6 +261,73 @@ def test_await_gives_other_tasks_of_its_loop_the_turn() -> None:
     assert asyncio.run(main()) == "result"
 
 
+def test_debug_mode_names_the_task_that_goes_on_and_is_slow(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], expected_log: Callable[[str], None]
+) -> None:
+    """What asyncio times and names is the task which has awaited, not what has woken it up."""
+    gate = Gate()
+
+    async def slow() -> None:
+        task = gate.result()
+        loop = asyncio.get_running_loop()
+        loop.call_soon(gate.open)
+        await task
+        loop.call_soon(setattr, loop, "slow_callback_duration", PATIENCE)
+        loop.slow_callback_duration = 0
+
+    expected_log(r"Executing <Task .*slow\(\).* took")
+    with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
+        runner.run(slow())
+
+
+def test_an_awaiter_that_ends_the_program_stops_no_other(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Where two tasks of one loop go on together and the first raises SystemExit, the other goes on."""
+    gate = Gate()
+
+    async def leave(task: EagerTask[Any]) -> None:
+        await task
+        raise SystemExit(3)
+
+    async def both() -> asyncio.Task[Any]:
+        task = gate.result()
+        leaving = asyncio.create_task(leave(task))
+        staying = asyncio.create_task(as_coroutine(task))
+        await asyncio.sleep(0)
+        gate.open()
+        leaving_by_itself.append(leaving)
+        return staying
+
+    leaving_by_itself: list[asyncio.Task[Any]] = []  # nobody awaits it
+    loop = loop_factory()
+    try:
+        staying = loop.run_until_complete(both())
+        with pytest.raises(SystemExit):
+            loop.run_until_complete(staying)
+        assert loop.run_until_complete(staying) == "result"
+        assert isinstance(leaving_by_itself[0].exception(), SystemExit)
+    finally:
+        loop.close()
+
+
+def test_a_task_that_waits_only_after_its_wake_up_goes_on() -> None:
+    """Code between the wait and asyncio may take its time: what ends meanwhile wakes up who comes to wait."""
+
+    class Late:
+        def __await__(self) -> Generator[Any, None, None]:
+            awaiter = Awaiter(asyncio.get_running_loop(), None)
+            awaiter()
+            assert awaiter.done()
+            assert not awaiter.cancel()
+            yield from awaiter.__await__()
+
+    async def main() -> None:
+        await asyncio.wait_for(Late(), PATIENCE)
+
+    asyncio.run(main())
+
+
 def test_coroutine_that_awaits_its_own_task_gets_an_error() -> None:
     """As for an asyncio task, `RuntimeError`, and no deadlock."""
     handle: list[EagerTask[None]] = []
@@ -417,24 +486,24 @@ def test_loop_of_an_awaiter_is_not_kept_alive(
 # As a coroutine, driven by hand
 
 
-def drive(task: EagerTask[Any]) -> asyncio.Future[None]:
+def drive(task: EagerTask[Any]) -> Any:
     """Take a step of the wait by hand: as an asyncio task does, which then waits for what it gets."""
-    waiter: asyncio.Future[None] = task.send(None)
+    waiter = task.send(None)
     assert asyncio.isfuture(waiter)
     assert not waiter.done()
     return waiter
 
 
 def test_send_waits_for_the_end_and_stops_with_the_result(run: Callable[[Any], Any]) -> None:
-    """It yields a future of the running loop, and then raises `StopIteration`, also when asked again."""
+    """It yields what asyncio takes for a future, and then raises `StopIteration`, also when asked again."""
     gate = Gate()
 
     async def main() -> list[Any]:
         task = gate.result()
         waiter = drive(task)
-        assert waiter.get_loop() is asyncio.get_running_loop()
         gate.open()
-        await asyncio.wait([waiter])
+        await waiter
+        assert waiter.done()
         results = []
         for _ in range(3):
             with pytest.raises(StopIteration) as stop:

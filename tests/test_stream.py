@@ -954,7 +954,9 @@ def test_a_cancellation_together_with_an_item_loses_nothing(
         settle()  # this loop doesn't turn meanwhile, but a call is on its way to it
         settle()
         if woken:
-            asyncio.get_running_loop().call_soon(waiting.cancel)
+            loop = asyncio.get_running_loop()
+            loop.set_debug(True)  # so that who is woken up goes on in the turn after
+            loop.call_soon(waiting.cancel)
         else:
             waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -2105,8 +2107,8 @@ def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytes
 
     new_awaiter = EagerTask._new_awaiter
 
-    def staged_new_awaiter(task: EagerTask[None]) -> object:
-        awaiter = new_awaiter(task)
+    def staged_new_awaiter(task: EagerTask[None], loop: asyncio.AbstractEventLoop) -> object:
+        awaiter = new_awaiter(task, loop)
         concurrent.futures.wait([task], PATIENCE)
         return awaiter
 
