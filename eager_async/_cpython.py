@@ -30,7 +30,6 @@ with contextlib.suppress(RuntimeError):  # too late for that, in a thread that o
 
 # The states of a `concurrent.futures.Future`, which `concurrent.futures.wait` and `as_completed`
 # compare with the attribute `_state`.
-PENDING: str = _futures.PENDING
 RUNNING: str = _futures.RUNNING
 CANCELLED: str = _futures.CANCELLED_AND_NOTIFIED
 FINISHED: str = _futures.FINISHED

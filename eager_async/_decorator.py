@@ -142,7 +142,8 @@ def _task_starter(
     def starter(function: Any) -> Callable[..., EagerTask[Any]]:
         def start(*args: Any, **kwargs: Any) -> EagerTask[Any]:
             loop_thread = find_thread()
-            coro = function(*args, **kwargs)  # wrong arguments raise TypeError here
+            # Wrong arguments raise TypeError here. (An empty dict would be copied.)
+            coro = function(*args, **kwargs) if kwargs else function(*args)
             if type(coro) is not _CoroutineType and not iscoroutine(coro):
                 raise TypeError(
                     f"{name} should have returned a coroutine, not {coro!r}; write it as `async def`"

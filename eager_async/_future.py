@@ -10,7 +10,7 @@ from asyncio import CancelledError, get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
-from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, PENDING, RUNNING, running_loop
+from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._log import logger
 from eager_async._look import Look
@@ -48,9 +48,9 @@ class EagerFuture(concurrent.futures.Future[T]):
     # The base class's `__init__` isn't called: its condition and lists are made for those who ask. What else
     # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
     # (No `__slots__`: beside the `__dict__`, which the base class brings, they cost time and memory.)
-    _status: str  # PENDING, RUNNING; then FINISHED, FAILED or CANCELLED
     _loop_thread: LoopThread | None  # None once done: that is the mark
-    _result: Any  # once done: the result, the Failure, or the arguments of the CancelledError
+    _status: str | None  # once done: FINISHED, FAILED or CANCELLED
+    _result: Any  # and the result, the Failure, or the arguments of the CancelledError
     _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
     @override
@@ -59,14 +59,9 @@ class EagerFuture(concurrent.futures.Future[T]):
         return self._loop_thread is None
 
     @override
-    def running(self) -> bool:
-        """Return True if the work has begun and hasn't ended. From any thread."""
-        return self._loop_thread is not None and self._status not in {PENDING, CANCELLED}
-
-    @override
     def cancelled(self) -> bool:
         """Return True if the work ended by being cancelled. From any thread."""
-        return self._loop_thread is None and self._status == CANCELLED  # not before it is done
+        return self._loop_thread is None and self._status == CANCELLED
 
     @override
     def result(self, timeout: float | None = None) -> T:
@@ -329,9 +324,11 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _get_snapshot(self) -> tuple[bool, bool, Any, BaseException | None]:
         """Done, cancelled, result, exception: how `asyncio.wrap_future` reads it since 3.15."""
+        if not self.done():
+            return False, False, None, None
         if self._status == FAILED:
             return True, False, None, self._result.retrieve()
-        return self.done(), self.cancelled(), self._result if self._status == FINISHED else None, None
+        return True, self.cancelled(), self._result if self._status == FINISHED else None, None
 
     @override
     def set_running_or_notify_cancel(self) -> bool:

@@ -17,8 +17,6 @@ from eager_async._cpython import (
     FINISHED,
     GIL_ENABLED,
     HAS_EAGER_START,
-    PENDING,
-    RUNNING,
     Task,
     coarse_monotonic,
     init_task,
@@ -85,11 +83,11 @@ class EagerTask(_Base[T]):
         caller: types.FrameType,
     ) -> None:
         """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
-        self._status = PENDING
+        # All that each task gets sooner or later: CPython has no room in its objects for what comes later.
         self._loop_thread = loop_thread
-        self._callbacks = self._result = None
+        self._callbacks = self._result = self._status = None
         self._coro: Coroutine[Any, Any, T] | None = coro
-        self._context: contextvars.Context | None = context
+        self._context: contextvars.Context | None = context  # until it begins
         self._name = name
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
         self._asked: CancelRequest | None = None  # the latest cancellation asked for, from any thread
@@ -98,6 +96,11 @@ class EagerTask(_Base[T]):
         self._called_in = caller.f_code
         self._called_at = caller.f_lasti
         self._called_when = coarse_monotonic()
+
+    @override
+    def running(self) -> bool:
+        """Return True if the coroutine has begun and hasn't ended. From any thread."""
+        return self._loop_thread is not None and self._context is None
 
     # The run, in the loop's thread
 
@@ -115,7 +118,6 @@ class EagerTask(_Base[T]):
             return
         if self._limit is not None and not self._limit.admit(self):
             return  # its turn will come
-        self._status = RUNNING
         self._context = None
         asyncio_task: asyncio.Task[T] | None = None
         try:
@@ -175,12 +177,13 @@ class EagerTask(_Base[T]):
     def _end(self, status: str, result: object) -> None:
         """Settle: drop all but the outcome, and make it known to all who wait."""
         loop_thread: Any = self._loop_thread
-        self._coro = self._context = self._asyncio_task = None
-        # In this order: whoever finds `_loop_thread` None finds the outcome too. `_status` may change a
-        # moment earlier, so it alone doesn't say that the task is done.
+        self._coro = self._asyncio_task = None
+        # In this order: whoever finds `_loop_thread` None finds the outcome too, and what has never begun is
+        # never seen to run.
         self._result = result
         self._status = status
         self._loop_thread = None
+        self._context = None
         if self._callbacks is not None:
             self._make_calls(self._callbacks)
         loop_thread.tasks.pop(self, None)
@@ -193,7 +196,7 @@ class EagerTask(_Base[T]):
         """End without the coroutine: its loop is dead."""
         if self.done():
             return
-        coro = self._coro if self._status == PENDING else None
+        coro = self._coro if self._context is not None else None
         error = LoopClosedError(f"{self._description()} can't go on: its background loop has ended")
         self._end(FAILED, self._failure(error))
         if coro is not None:
@@ -203,7 +206,7 @@ class EagerTask(_Base[T]):
         """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
         coro: Any = self._coro
         asyncio_task = self._asyncio_task
-        if self._status == PENDING:
+        if self._context is not None:
             self._asked = CancelRequest()
             self._run()
         elif asyncio_task is not None:
@@ -259,13 +262,13 @@ class EagerTask(_Base[T]):
         if loop_thread is None:
             return False
         self._asked = request
-        if self._in_loop_thread() and (self._status == RUNNING or running_loop() is None):
+        if self._in_loop_thread() and (self._context is None or running_loop() is None):
             return self._deliver(request, again=again)
         return loop_thread.call_soon(partial(self._deliver, request, again=again))
 
     def _deliver(self, request: CancelRequest, *, again: bool) -> bool:
         """Cancel, unless this comes after the end. Awaiters' requests merge while one is being served."""
-        if self._status == PENDING:  # it waits for its turn, which needn't come now
+        if self._context is not None:  # it waits for its turn, which needn't come now
             self._run()
         asyncio_task = self._known_asyncio_task()
         if asyncio_task is None or asyncio_task.done():
@@ -284,7 +287,7 @@ class EagerTask(_Base[T]):
 
     def _known_asyncio_task(self) -> asyncio.Task[Any] | None:
         """The asyncio task, also in a first step that a user's eager task factory runs."""
-        if self._asyncio_task is None and self._status == RUNNING:
+        if self._asyncio_task is None and self.running():
             return next((task for task in asyncio.all_tasks() if task.get_coro() is self._coro), None)
         return self._asyncio_task
 
@@ -372,8 +375,9 @@ class EagerTask(_Base[T]):
         Args:
             limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
         """
-        if self._status == FAILED:
-            frames = [frame for frame, _ in traceback.walk_tb(self._result.traceback)]
+        failure = self._failed_with()
+        if failure is not None:
+            frames = [frame for frame, _ in traceback.walk_tb(failure.traceback)]
             return frames if limit is None else frames[:limit]
         frames = self._read_coroutine(suspended_frames) or []
         return frames if limit is None else frames[max(len(frames) - limit, 0) :]
@@ -386,13 +390,17 @@ class EagerTask(_Base[T]):
             file: Where to print. None: to `sys.stderr`.
         """
         frames = self.get_stack(limit=limit)
-        failure: Failure | None = self._result if self._status == FAILED else None
+        failure = self._failed_with()
         kind = "Stack" if failure is None else "Traceback"
         head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
         lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()
         if failure is not None:
             lines += traceback.format_exception_only(failure.exception)
         print(head, "\n", *lines, sep="", end="", file=sys.stderr if file is None else file)
+
+    def _failed_with(self) -> Failure | None:
+        failure: Failure | None = self._result if self.done() and self._status == FAILED else None
+        return failure
 
     @override
     def __repr__(self) -> str:
@@ -411,18 +419,20 @@ class EagerTask(_Base[T]):
 
     def _condition_text(self, returned: str | None = None) -> str:
         """What the task is doing, or what came out of it."""
+        if self._loop_thread is not None:
+            state = "running" if self._context is None else "pending"
+            if self._asked is not None:
+                state = "being cancelled, running"
+            return f"{state} for {monotonic() - self._called_when:.1f} s"
         if self._status == CANCELLED:
             return "cancelled"
         if self._status == FAILED:
             return f"raised {reprlib.repr(self._result.exception)}"
-        if self._status == FINISHED:
-            return returned or f"returned {reprlib.repr(self._result)}"
-        state = "being cancelled, running" if self._asked is not None else self._status.lower()
-        return f"{state} for {monotonic() - self._called_when:.1f} s"
+        return returned or f"returned {reprlib.repr(self._result)}"
 
     @override
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
-        line = self._read_coroutine(suspended_at) if self._status == RUNNING else None
+        line = self._read_coroutine(suspended_at) if self.running() else None
         place = "" if line is None else f", suspended at {line}"
         return ResultTimeoutError(
             f"no result within {timeout} s: {self._progress()}{place}. It runs on; `task.cancel()` ends it"

@@ -358,7 +358,8 @@ def test_cancelled_call_site_passes_the_request_on(
             runner.get_loop().set_exception_handler(pass_over_dropped_exceptions)
             got.append(runner.run(main(function)))
     undecorated, decorated = got
-    if site in {gathers, gathers_exceptions} and undecorated[0][0] is decorated[0][0] is asyncio.CancelledError:
+    cancelled = undecorated[0][0] is decorated[0][0] is asyncio.CancelledError
+    if cancelled and site in {gathers, gathers_exceptions}:
         # Whether the message comes through gather depends on the moment, decorated or not.
         undecorated, decorated = ((asyncio.CancelledError, seen) for _, seen in got)
     assert decorated == undecorated
