@@ -56,10 +56,13 @@ class _ModelRequest(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self._send_chunk(": a comment, as services send to keep a connection alive\n\n")
         while (token := self.server.to_say.get(timeout=LIMIT)) not in {COMPLETE, BREAK}:
-            if select.select([self.connection], [], [], 0)[0]:  # the other side has hung up
+            try:
+                if select.select([self.connection], [], [], 0)[0]:
+                    raise ConnectionResetError
+                self._send_chunk(f"data: {json.dumps({'token': token})}\n\n")
+            except ConnectionError:  # the other side has hung up
                 self.server.happened.put("given up")
                 return
-            self._send_chunk(f"data: {json.dumps({'token': token})}\n\n")
             self.server.happened.put("said")
         if token == COMPLETE:
             self._send_chunk("")
