@@ -79,7 +79,7 @@ class Channel(Generic[T]):
             if (len(self.items) > self._low_water or self._size == 0) and not task.cancelling():
                 resting.add(task)
                 self._loop_thread.tell_watchers()
-                await awaiter
+                await awaiter.future
         finally:
             resting.discard(task)
             self._producer.pop(awaiter, False)

@@ -6,7 +6,7 @@ import concurrent.futures
 import contextvars
 import warnings
 from _thread import allocate_lock
-from asyncio import CancelledError, get_running_loop
+from asyncio import CancelledError, InvalidStateError, get_running_loop
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
@@ -178,7 +178,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             if not self._call_when_done(awaiter, awaiter):
                 break
             try:
-                yield awaiter
+                yield from awaiter.future
             except CancelledError as exc:
                 request = CancelRequest.of(exc)
                 self._cancel_for_awaiter(request)
@@ -384,82 +384,22 @@ class _Waiter:
 
 
 class Awaiter(_Waiter):
-    """What an asyncio task waits for: of a future, what the task asks of it, and no more.
+    """An asyncio task that waits for an eager future, by a future of its own loop."""
 
-    It takes less time than an `asyncio.Future`, and woken up from another thread, its task goes on at once,
-    and not in the loop's next turn. For asyncio, what has `_asyncio_future_blocking` is a future.
-
-    Threads: it is called in any, and the rest is for its loop's own.
-    """
-
-    __slots__ = ("_asyncio_future_blocking", "_context", "_loop", "_request", "_wake_up", "_woken")
+    __slots__ = ("future",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
         self._queue = queue
-        self._loop = loop
-        self._asyncio_future_blocking = True  # it is awaited; asyncio sets this to False
-        self._woken = False
-        self._wake_up: Callable[[Awaiter], object] | None = None  # the asyncio task
-        self._context: contextvars.Context | None = None  # in which to do that
-        self._request: CancelRequest | None = None
-
-    def __await__(self) -> Generator[Awaiter, None, None]:
-        yield self
+        self.future: asyncio.Future[None] = loop.create_future()
 
     @override
     def _run(self) -> None:
-        if self._woken:
-            return
-        wake_up, context = self._wake_up, self._context
-        if self._queue is None or context is None or wake_up is None or self._loop.get_debug():
-            # Perhaps inside the step of another task; and in debug mode, asyncio times and names each step.
-            try:  # noqa: SIM105  # takes less time
-                self._wake_soon()
-            except RuntimeError:
-                pass  # its loop is closed
-        else:
-            self._woken = True
-            self._wake_up = None  # which leads to the task, and that perhaps back here
-            try:
-                context.run(wake_up, self)
-            finally:
-                del self, wake_up, context  # the frames of what the task raises lead back here: no cycle
-
-    def _wake_soon(self) -> None:
-        self._woken = True
-        wake_up, self._wake_up = self._wake_up, None
-        if wake_up is not None:
-            self._loop.call_soon(wake_up, self, context=self._context)
-
-    # What `asyncio.Task` asks of a future
-
-    def add_done_callback(
-        self, wake_up: Callable[[Awaiter], object], *, context: contextvars.Context | None = None
-    ) -> None:
-        """Have the task woken up. Once."""
-        self._wake_up = wake_up
-        self._context = context
-        if self._woken:
-            self._wake_soon()
-
-    def cancel(self, msg: object = None) -> bool:
-        """Have `CancelledError` raised where the task waits; False if it was woken up already."""
-        if self._woken:
-            return False
-        self._request = CancelRequest(msg)
-        self._wake_soon()
-        return True
-
-    def done(self) -> bool:
-        return self._woken
-
-    def result(self) -> None:
-        """Raise that error, if there is one."""
         try:
-            if self._request is not None:
-                raise CancelledError(*self._request.arguments)
-        finally:
-            del self  # no cycle from the exception through this frame
+            self.future.set_result(None)
+        except InvalidStateError:
+            pass  # it was cancelled, perhaps by a signal handler just now
+        except RuntimeError:
+            pass  # its loop is closed
 
 
 class _DoneCallback(_Waiter):

@@ -158,7 +158,7 @@ class EagerStream(Generic[T_co]):
         awaiter = self._producing._new_awaiter(get_running_loop())
         try:
             if self._call_at_next(awaiter):
-                await awaiter
+                await awaiter.future
         finally:
             self._channel.forget(awaiter)
 
@@ -175,7 +175,7 @@ class EagerStream(Generic[T_co]):
             if self._leave():
                 awaiter = self._producing._new_awaiter(get_running_loop())
                 if self._producing._call_when_done(awaiter, awaiter):
-                    await awaiter
+                    await awaiter.future
                 self._raise_from_cleanup()
         finally:
             del self  # no cycle, as in `__next__`

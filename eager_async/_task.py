@@ -308,7 +308,8 @@ class EagerTask(_Base[T]):
                 driver = current_task(loop) or loop
                 awaiter = self._new_awaiter(loop)
                 if self._call_when_done(driver, awaiter):
-                    return awaiter
+                    awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
+                    return awaiter.future
             request = None if self._requests is None else self._requests.pop(_driver(), None)
             if request is None and self._status == FINISHED:
                 raise StopIteration(self._result)

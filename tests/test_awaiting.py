@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
-from eager_async._future import Awaiter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from conftest import RunPython
 
@@ -261,6 +260,38 @@ def test_await_gives_other_tasks_of_its_loop_the_turn() -> None:
     assert asyncio.run(main()) == "result"
 
 
+def test_what_a_body_has_sent_to_the_awaiters_loop_comes_before_its_end(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """An item, or a request to cancel: also where the wake-up for another task is on its way already."""
+    first, second, items = Gate(), Gate(), []
+
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+
+        @eager
+        async def send() -> None:
+            await second.result()
+            loop.call_soon_threadsafe(items.append, "item")
+
+        async def receive() -> list[str]:
+            await sending
+            return list(items)
+
+        other, sending = first.result(), send()
+        waiting = asyncio.create_task(as_coroutine(other))
+        receiving = asyncio.create_task(receive())
+        await asyncio.sleep(0)
+        for gate, task in (first, other), (second, sending):  # this loop doesn't turn meanwhile
+            gate.open()
+            concurrent.futures.wait([task], PATIENCE)
+        await waiting
+        return await receiving
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == ["item"]
+
+
 def test_debug_mode_names_the_task_that_goes_on_and_is_slow(
     loop_factory: Callable[[], asyncio.AbstractEventLoop], expected_log: Callable[[str], None]
 ) -> None:
@@ -309,23 +340,6 @@ def test_an_awaiter_that_ends_the_program_stops_no_other(
         assert isinstance(leaving_by_itself[0].exception(), SystemExit)
     finally:
         loop.close()
-
-
-def test_a_task_that_waits_only_after_its_wake_up_goes_on() -> None:
-    """Code between the wait and asyncio may take its time: what ends meanwhile wakes up who comes to wait."""
-
-    class Late:
-        def __await__(self) -> Generator[Any, None, None]:
-            awaiter = Awaiter(asyncio.get_running_loop(), None)
-            awaiter()
-            assert awaiter.done()
-            assert not awaiter.cancel()
-            yield from awaiter.__await__()
-
-    async def main() -> None:
-        await asyncio.wait_for(Late(), PATIENCE)
-
-    asyncio.run(main())
 
 
 def test_coroutine_that_awaits_its_own_task_gets_an_error() -> None:
@@ -486,24 +500,24 @@ def test_loop_of_an_awaiter_is_not_kept_alive(
 # As a coroutine, driven by hand
 
 
-def drive(task: EagerTask[Any]) -> Any:
+def drive(task: EagerTask[Any]) -> asyncio.Future[None]:
     """Take a step of the wait by hand: as an asyncio task does, which then waits for what it gets."""
-    waiter = task.send(None)
+    waiter: asyncio.Future[None] = task.send(None)
     assert asyncio.isfuture(waiter)
     assert not waiter.done()
     return waiter
 
 
 def test_send_waits_for_the_end_and_stops_with_the_result(run: Callable[[Any], Any]) -> None:
-    """It yields what asyncio takes for a future, and then raises `StopIteration`, also when asked again."""
+    """It yields a future of the running loop, and then raises `StopIteration`, also when asked again."""
     gate = Gate()
 
     async def main() -> list[Any]:
         task = gate.result()
         waiter = drive(task)
+        assert waiter.get_loop() is asyncio.get_running_loop()
         gate.open()
-        await waiter
-        assert waiter.done()
+        await asyncio.wait([waiter])
         results = []
         for _ in range(3):
             with pytest.raises(StopIteration) as stop:

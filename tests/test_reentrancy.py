@@ -467,6 +467,35 @@ def test_a_handler_that_raises_in_result_leaves_the_task_alone() -> None:
     assert number > 3
 
 
+def test_a_handler_may_cancel_at_any_point_who_awaits() -> None:
+    """As that of `asyncio.run` does at a Ctrl-C: it is cancelled, or it was too late, and nothing else."""
+    awaiting: list[asyncio.Task[bool]] = []
+
+    @eager
+    async def wait_for(event: threading.Event) -> bool:
+        return await asyncio.to_thread(event.wait, LONGEST)
+
+    async def await_it() -> bool:
+        event = threading.Event()
+        awaiting.append(asyncio.create_task(wait_for(event)))
+        await asyncio.sleep(0)
+        event.set()
+        return await awaiting[0]
+
+    def operation() -> None:
+        awaiting.clear()
+        with contextlib.suppress(asyncio.CancelledError):
+            assert asyncio.run(await_it())
+
+    def cancel() -> None:
+        for task in awaiting:
+            task.cancel()
+
+    points = sum(1 for _ in interruptions(Interrupter, operation, cancel))
+    settled()
+    assert points > 20
+
+
 @pytest.mark.parametrize("raises", [True, False], ids=["raises", "blocks"])
 @pytest.mark.parametrize("name", ["wait", "as completed"])
 def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises: bool) -> None:

@@ -954,9 +954,7 @@ def test_a_cancellation_together_with_an_item_loses_nothing(
         settle()  # this loop doesn't turn meanwhile, but a call is on its way to it
         settle()
         if woken:
-            loop = asyncio.get_running_loop()
-            loop.set_debug(True)  # so that who is woken up goes on in the turn after
-            loop.call_soon(waiting.cancel)
+            asyncio.get_running_loop().call_soon(waiting.cancel)
         else:
             waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
