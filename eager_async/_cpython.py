@@ -1,6 +1,6 @@
 """All that differs between versions of CPython, or leans on one of its private names.
 
-(But for how futures are awaited and looked at, in `_future` and `EagerTask.send`.)
+(But for how futures are awaited and looked at: in `_future`, `_look` and `EagerTask.send`.)
 
 Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
 """
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 with contextlib.suppress(RuntimeError):  # too late for that, in a thread that outlives the main one
     importlib.import_module("concurrent.futures.thread")  # its exit hook has to come before ours
 
-# The states of a `concurrent.futures.Future`, which `concurrent.futures.wait` and `as_completed`
-# compare with the attribute `_state`.
+# The states that eager futures have (RUNNING from the call on), as `concurrent.futures` names them in the
+# attribute `_state`, which `wait` and `as_completed` compare.
 RUNNING: str = _futures.RUNNING
 CANCELLED: str = _futures.CANCELLED_AND_NOTIFIED
 FINISHED: str = _futures.FINISHED

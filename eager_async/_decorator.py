@@ -142,7 +142,7 @@ def _task_starter(
     def starter(function: Any) -> Callable[..., EagerTask[Any]]:
         def start(*args: Any, **kwargs: Any) -> EagerTask[Any]:
             loop_thread = find_thread()
-            # Wrong arguments raise TypeError here. (An empty dict would be copied.)
+            # Wrong arguments raise TypeError here. (`**kwargs` copies the dict, even an empty one.)
             coro = function(*args, **kwargs) if kwargs else function(*args)
             if type(coro) is not _CoroutineType and not iscoroutine(coro):
                 raise TypeError(

@@ -49,14 +49,20 @@ class EagerFuture(concurrent.futures.Future[T]):
     # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
     # (No `__slots__`: beside the `__dict__`, which the base class brings, they cost time and memory.)
     _loop_thread: LoopThread | None  # None once done: that is the mark
-    _status: str | None  # once done: FINISHED, FAILED or CANCELLED
-    _result: Any  # and the result, the Failure, or the arguments of the CancelledError
+    # The outcome. Both are set a moment before the mark, and mean nothing without it.
+    _status: str | None  # FINISHED, FAILED or CANCELLED
+    _result: Any  # the result, the Failure, or the arguments of the CancelledError
     _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
     @override
     def done(self) -> bool:
         """Return True if there is a result, an exception or a cancellation. From any thread."""
         return self._loop_thread is None
+
+    @override
+    def running(self) -> bool:
+        """Return True if the work has begun and hasn't ended. From any thread."""
+        raise NotImplementedError
 
     @override
     def cancelled(self) -> bool:
@@ -328,7 +334,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             return False, False, None, None
         if self._status == FAILED:
             return True, False, None, self._result.retrieve()
-        return True, self.cancelled(), self._result if self._status == FINISHED else None, None
+        return True, self._status == CANCELLED, self._result if self._status == FINISHED else None, None
 
     @override
     def set_running_or_notify_cancel(self) -> bool:
@@ -394,12 +400,10 @@ class Awaiter(_Waiter):
 
     @override
     def _run(self) -> None:
-        try:
+        try:  # noqa: SIM105  # takes less time
             self.future.set_result(None)
-        except InvalidStateError:
-            pass  # it was cancelled, perhaps by a signal handler just now
-        except RuntimeError:
-            pass  # its loop is closed
+        except (InvalidStateError, RuntimeError):
+            pass  # told before, or cancelled (perhaps by a signal handler just now); or its loop is closed
 
 
 class _DoneCallback(_Waiter):

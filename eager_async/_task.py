@@ -83,11 +83,11 @@ class EagerTask(_Base[T]):
         caller: types.FrameType,
     ) -> None:
         """Not for users: call an eager function, or `BackgroundLoop.create_task`."""
-        # All that each task gets sooner or later: CPython has no room in its objects for what comes later.
+        # Set here, though some are None at first: one that is added later can cost its object a dict.
         self._loop_thread = loop_thread
         self._callbacks = self._result = self._status = None
         self._coro: Coroutine[Any, Any, T] | None = coro
-        self._context: contextvars.Context | None = context  # until it begins
+        self._context: contextvars.Context | None = context  # None once it has begun or ended
         self._name = name
         self._asyncio_task: asyncio.Task[T] | None = None  # from the first step to the end
         self._asked: CancelRequest | None = None  # the latest cancellation asked for, from any thread
@@ -100,7 +100,8 @@ class EagerTask(_Base[T]):
     @override
     def running(self) -> bool:
         """Return True if the coroutine has begun and hasn't ended. From any thread."""
-        return self._loop_thread is not None and self._context is None
+        # `_context` first, as `_end` drops it last: what has never begun is never seen to run.
+        return self._context is None and self._loop_thread is not None
 
     # The run, in the loop's thread
 
@@ -108,7 +109,7 @@ class EagerTask(_Base[T]):
         """Run the coroutine up to its first suspension, if it has a place or needs none."""
         context = self._context
         if context is None:
-            return  # begun or lost in the meantime
+            return  # begun, cancelled or lost in the meantime
         coro: Any = self._coro
         loop_thread: Any = self._loop_thread
         if self._asked is not None:
@@ -178,8 +179,8 @@ class EagerTask(_Base[T]):
         """Settle: drop all but the outcome, and make it known to all who wait."""
         loop_thread: Any = self._loop_thread
         self._coro = self._asyncio_task = None
-        # In this order: whoever finds `_loop_thread` None finds the outcome too, and what has never begun is
-        # never seen to run.
+        # In this order: whoever finds `_loop_thread` None finds the outcome too; and for `_context`, see
+        # `running`.
         self._result = result
         self._status = status
         self._loop_thread = None
@@ -257,7 +258,7 @@ class EagerTask(_Base[T]):
         self._ask(request, again=False)
 
     def _ask(self, request: CancelRequest, *, again: bool) -> bool:
-        """Deliver a request in the loop's thread: at once if this is it, and the task or no loop runs."""
+        """Deliver a request in the loop's thread: at once if here, and the task has begun or no loop runs."""
         loop_thread = self._loop_thread
         if loop_thread is None:
             return False
@@ -305,7 +306,7 @@ class EagerTask(_Base[T]):
         try:
             if self._loop_thread is not None:
                 loop = get_running_loop()
-                driver = current_task(loop) or loop
+                driver = current_task(loop) or loop  # `_driver()`, in less time
                 awaiter = self._new_awaiter(loop)
                 if self._call_when_done(driver, awaiter):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
@@ -376,7 +377,9 @@ class EagerTask(_Base[T]):
         Args:
             limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
         """
-        failure = self._failed_with()
+        return self._frames(self._failure_if_any(), limit)
+
+    def _frames(self, failure: Failure | None, limit: int | None) -> list[types.FrameType]:
         if failure is not None:
             frames = [frame for frame, _ in traceback.walk_tb(failure.traceback)]
             return frames if limit is None else frames[:limit]
@@ -390,8 +393,8 @@ class EagerTask(_Base[T]):
             limit: The most frames, as for `get_stack`.
             file: Where to print. None: to `sys.stderr`.
         """
-        frames = self.get_stack(limit=limit)
-        failure = self._failed_with()
+        failure = self._failure_if_any()
+        frames = self._frames(failure, limit)
         kind = "Stack" if failure is None else "Traceback"
         head = f"{kind} for {self!r} (most recent call last):" if frames else f"No stack for {self!r}"
         lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in frames).format()
@@ -399,7 +402,8 @@ class EagerTask(_Base[T]):
             lines += traceback.format_exception_only(failure.exception)
         print(head, "\n", *lines, sep="", end="", file=sys.stderr if file is None else file)
 
-    def _failed_with(self) -> Failure | None:
+    def _failure_if_any(self) -> Failure | None:
+        """What the coroutine raised, if it is done and has."""
         failure: Failure | None = self._result if self.done() and self._status == FAILED else None
         return failure
 
@@ -420,10 +424,10 @@ class EagerTask(_Base[T]):
 
     def _condition_text(self, returned: str | None = None) -> str:
         """What the task is doing, or what came out of it."""
+        state = "running" if self._context is None else "pending"  # first, as in `running`
         if self._loop_thread is not None:
-            state = "running" if self._context is None else "pending"
             if self._asked is not None:
-                state = "being cancelled, running"
+                state = f"being cancelled, {state}"
             return f"{state} for {monotonic() - self._called_when:.1f} s"
         if self._status == CANCELLED:
             return "cancelled"

@@ -83,17 +83,16 @@ def turn(loop: BackgroundLoop) -> None:
     loop.create_task(nothing()).result(PATIENCE)
 
 
-@pytest.fixture(params=["shared", "background", "background in debug mode", "foreign"])
+@pytest.fixture(params=["shared", "background", "foreign", "foreign in debug mode"])
 def run(
     request: pytest.FixtureRequest, loop_factory: Callable[[], asyncio.AbstractEventLoop]
 ) -> Iterator[Callable[[Any], Any]]:
     """Run a coroutine: on the eager functions' own loop, another background loop, or in this thread."""
-    if request.param == "foreign":
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
+    if request.param.startswith("foreign"):
+        with asyncio.Runner(loop_factory=loop_factory, debug=request.param.endswith("debug mode")) as runner:
             yield runner.run
-    elif request.param != "shared":
-        debug = request.param != "background"
-        with BackgroundLoop(name="eager-async-test-other", loop_factory=loop_factory, debug=debug) as loop:
+    elif request.param == "background":
+        with BackgroundLoop(name="eager-async-test-other", loop_factory=loop_factory) as loop:
             yield lambda coro: loop.create_task(coro).result(PATIENCE)
     else:
         yield lambda coro: shared_loop().create_task(coro).result(PATIENCE)

@@ -61,6 +61,10 @@ class HeldLoop:
         held.wait()
 
     def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let the loop turn."""
         self._released.set()
 
 
@@ -770,6 +774,45 @@ def test_without_the_gil_the_loops_thread_says_where_a_task_is_suspended(
     assert "wait_for() called at" in str(caught.value)
     task.result()
     assert task.get_stack() == []
+
+
+@pytest.mark.untraced("it traces this thread")
+@pytest.mark.parametrize("look", [EagerTask.running, repr], ids=["running", "repr"])
+def test_a_call_that_never_begins_is_not_seen_to_run_while_it_ends(
+    look: Callable[[EagerTask[Any]], object],
+) -> None:
+    """At whatever point of the look its end comes."""
+
+    def trace(frame: types.FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code not in {EagerTask.running.__code__, EagerTask._condition_text.__code__}:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                held.release()
+                concurrent.futures.wait([task])
+        return trace
+
+    point = left = 0
+    while left <= 0:
+        point = left = point + 1
+        held = HeldLoop()
+        with held:
+            task = answer()
+            task.cancel()
+            before = sys.gettrace()
+            sys._getframe().f_trace_opcodes = True  # or 3.12 would look for it in no other
+            sys.settrace(trace)
+            try:
+                seen = look(task)
+            finally:
+                sys.settrace(before)
+        assert seen is not True, f"at point {point}"
+        assert "running" not in str(seen), f"at point {point}"
+        concurrent.futures.wait([task])
+    assert point > 5
 
 
 def outcome_now(task: EagerTask[Any]) -> str:
