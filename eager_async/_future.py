@@ -178,6 +178,9 @@ class EagerFuture(concurrent.futures.Future[T]):
             DeadlockError: In the very coroutine whose end is awaited.
             BaseException: What the work raised, as the same object each time.
         """
+        if self._loop_thread is None and self._status == FINISHED:
+            result: T = self._result  # as of most calls on the loop's own thread
+            return result
         request: CancelRequest | None = None
         while self._loop_thread is not None:
             awaiter = self._new_awaiter(get_running_loop())
@@ -190,9 +193,6 @@ class EagerFuture(concurrent.futures.Future[T]):
                 self._cancel_for_awaiter(request)
             finally:
                 self._forget(awaiter)
-        if request is None and self._status == FINISHED:
-            result: T = self._result
-            return result
         __tracebackhide__ = True
         try:
             return self._outcome(request)
