@@ -302,6 +302,8 @@ class EagerTask(_Base[T]):
             StopIteration: With the result, when the task is done.
             BaseException: What the work raised.
         """
+        if self._loop_thread is None and self._requests is None and self._status == FINISHED:
+            raise StopIteration(self._result)
         driver = None
         try:
             if self._loop_thread is not None:
@@ -312,8 +314,6 @@ class EagerTask(_Base[T]):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future
             request = None if self._requests is None else self._requests.pop(_driver(), None)
-            if request is None and self._status == FINISHED:
-                raise StopIteration(self._result)
             raise StopIteration(self._outcome(request))
         finally:
             del self, driver  # no cycle from the exception through this frame
