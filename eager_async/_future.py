@@ -400,10 +400,11 @@ class Awaiter(_Waiter):
 
     @override
     def _run(self) -> None:
-        try:  # noqa: SIM105  # takes less time
-            self.future.set_result(None)
+        try:
+            if not self.future.done():
+                self.future.set_result(None)
         except (InvalidStateError, RuntimeError):
-            pass  # told before, or cancelled (perhaps by a signal handler just now); or its loop is closed
+            pass  # a signal handler has cancelled it just now; or its loop is closed
 
 
 class _DoneCallback(_Waiter):
