@@ -183,7 +183,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             return result
         request: CancelRequest | None = None
         while self._loop_thread is not None:
-            awaiter = self._new_awaiter(get_running_loop())
+            awaiter = self._new_awaiter()
             if not self._call_when_done(awaiter, awaiter):
                 break
             try:
@@ -199,8 +199,9 @@ class EagerFuture(concurrent.futures.Future[T]):
         finally:
             del self  # no cycle, as in `result`
 
-    def _new_awaiter(self, loop: asyncio.AbstractEventLoop) -> Awaiter:
-        """What the asyncio task that runs now, on a loop in this thread, is to wait for."""
+    def _new_awaiter(self) -> Awaiter:
+        """What the asyncio task that runs now is to wait for."""
+        loop = get_running_loop()
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.loop is loop:
             self._check_awaiter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
-from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from eager_async._channel import Channel, OccupiedError
@@ -155,7 +154,7 @@ class EagerStream(Generic[T_co]):
     async def _wait(self) -> None:
         """Wait until there is an item, or the end."""
         __tracebackhide__ = True
-        awaiter = self._producing._new_awaiter(get_running_loop())
+        awaiter = self._producing._new_awaiter()
         try:
             if self._call_at_next(awaiter):
                 await awaiter.future
@@ -173,7 +172,7 @@ class EagerStream(Generic[T_co]):
         __tracebackhide__ = True
         try:
             if self._leave():
-                awaiter = self._producing._new_awaiter(get_running_loop())
+                awaiter = self._producing._new_awaiter()
                 if self._producing._call_when_done(awaiter, awaiter):
                     await awaiter.future
                 self._raise_from_cleanup()

@@ -7,7 +7,7 @@ import reprlib
 import sys
 import traceback
 from _thread import allocate_lock
-from asyncio import CancelledError, current_task, get_running_loop
+from asyncio import CancelledError, current_task
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -307,9 +307,8 @@ class EagerTask(_Base[T]):
         driver = None
         try:
             if self._loop_thread is not None:
-                loop = get_running_loop()
-                driver = current_task(loop) or loop  # `_driver()`, in less time
-                awaiter = self._new_awaiter(loop)
+                driver = _driver()
+                awaiter = self._new_awaiter()
                 if self._call_when_done(driver, awaiter):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future

@@ -2105,8 +2105,8 @@ def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytes
 
     new_awaiter = EagerTask._new_awaiter
 
-    def staged_new_awaiter(task: EagerTask[None], loop: asyncio.AbstractEventLoop) -> object:
-        awaiter = new_awaiter(task, loop)
+    def staged_new_awaiter(task: EagerTask[None]) -> object:
+        awaiter = new_awaiter(task)
         concurrent.futures.wait([task], PATIENCE)
         return awaiter
 
