@@ -262,7 +262,7 @@ def test_await_gives_other_tasks_of_its_loop_the_turn() -> None:
 def test_what_a_body_has_sent_to_the_awaiters_loop_comes_before_its_end(
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
-    """An item, or a request to cancel: also where the wake-up for another task is on its way already."""
+    """Also where the wake-up for another task is on its way already."""
     first, second, items = Gate(), Gate(), []
 
     async def main() -> list[str]:

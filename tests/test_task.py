@@ -21,7 +21,7 @@ from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutE
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, Iterator
 
     from conftest import RunPython
 
@@ -776,43 +776,91 @@ def test_without_the_gil_the_loops_thread_says_where_a_task_is_suspended(
     assert task.get_stack() == []
 
 
+@contextlib.contextmanager
+def calling_at(
+    point: int, functions: Collection[Callable[..., Any]], call: Callable[[], object]
+) -> Iterator[None]:
+    """Make a call before the so-manieth bytecode that this thread runs in some functions."""
+    codes = {function.__code__ for function in functions}  # type: ignore[attr-defined]
+
+    def trace(frame: types.FrameType, event: str, _: object) -> Any:
+        nonlocal point
+        if frame.f_code not in codes:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            point -= 1
+            if point == 0:
+                call()
+        return trace
+
+    before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # or 3.12 would look for it in no other
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 @pytest.mark.untraced("it traces this thread")
 @pytest.mark.parametrize("look", [EagerTask.running, repr], ids=["running", "repr"])
 def test_a_call_that_never_begins_is_not_seen_to_run_while_it_ends(
     look: Callable[[EagerTask[Any]], object],
 ) -> None:
     """At whatever point of the look its end comes."""
-
-    def trace(frame: types.FrameType, event: str, _: object) -> Any:
-        nonlocal left
-        if frame.f_code not in {EagerTask.running.__code__, EagerTask._condition_text.__code__}:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            left -= 1
-            if left == 0:
-                held.release()
-                concurrent.futures.wait([task])
-        return trace
-
-    point = left = 0
-    while left <= 0:
-        point = left = point + 1
+    ended = True
+    point = 0
+    while ended:
+        point += 1
         held = HeldLoop()
+
+        def end() -> None:
+            held.release()  # noqa: B023  # it is called in this round
+            concurrent.futures.wait([task])  # noqa: B023
+
         with held:
             task = answer()
             task.cancel()
-            before = sys.gettrace()
-            sys._getframe().f_trace_opcodes = True  # or 3.12 would look for it in no other
-            sys.settrace(trace)
-            try:
+            with calling_at(point, [EagerTask.running, EagerTask._condition_text], end):
                 seen = look(task)
-            finally:
-                sys.settrace(before)
+            ended = task.done()
         assert seen is not True, f"at point {point}"
         assert "running" not in str(seen), f"at point {point}"
         concurrent.futures.wait([task])
     assert point > 5
+
+
+@pytest.mark.untraced("it traces this thread")
+def test_a_stack_is_of_one_moment_while_the_task_ends() -> None:
+    """At whatever point its end comes: what is printed as a traceback ends where the exception was raised."""
+
+    @eager
+    async def fail_later() -> None:
+        await asyncio.to_thread(go_on.wait)
+        raise LookupError
+
+    def end() -> None:
+        go_on.set()
+        concurrent.futures.wait([task])
+
+    ended = True
+    point = 0
+    while ended:
+        point += 1
+        go_on = threading.Event()
+        task = fail_later()
+        text = io.StringIO()
+        with calling_at(point, [EagerTask.print_stack, EagerTask.get_stack], end):
+            task.print_stack(file=text)
+        ended = task.done()
+        end()
+        assert isinstance(task.exception(), LookupError)
+        if "Traceback for" in text.getvalue():
+            assert text.getvalue().endswith("    raise LookupError\nLookupError\n"), f"at point {point}"
+        else:
+            assert "\nLookupError\n" not in text.getvalue(), f"at point {point}"
+    assert point > 20
 
 
 def outcome_now(task: EagerTask[Any]) -> str:
