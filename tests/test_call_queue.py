@@ -128,10 +128,11 @@ def test_calls_are_made_in_order_at_the_next_turn(loop: ManualLoop, queue: CallQ
 
 def test_a_burst_costs_one_wake_up(loop: ManualLoop, queue: CallQueue) -> None:
     """Any number of calls before the loop's next turn wake it up once; the first one after it does again."""
-    for burst in (1, 2, 3):
+    for _ in range(3):
+        before = loop.wake_ups  # a drain that takes long wakes it up again for the rest
         for _ in range(90):
             queue.call_soon(int)
-        assert loop.wake_ups == burst
+        assert loop.wake_ups == before + 1
         loop.turn_until_idle()
 
 
