@@ -44,6 +44,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Seconds for a thread that has nothing left to do until it is gone.
 _THREAD_END = 5
 
+# Seconds without a turn that are no slow machine's. Tests of stalls make loops of their own.
+_STALL = 60
+
 
 class LogWatch(logging.Handler):
     """Collects what is logged as a warning or worse, and compares it with what the test expects."""
@@ -88,7 +91,7 @@ def _log_watch() -> Iterator[LogWatch]:
 def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
     """Give the test a fresh shared loop; fail it if it leaks a task, a thread or a log record."""
     threads_before = set(threading.enumerate())
-    own_loop = BackgroundLoop(name="eager-async-test")
+    own_loop = BackgroundLoop(name="eager-async-test", blocked_after=_STALL)
     loop_before = set_shared_loop(own_loop)
     yield
     problems = []

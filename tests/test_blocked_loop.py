@@ -108,11 +108,11 @@ def test_a_long_stall_is_named_once(signal_: WarningSignal, expected_log: Callab
 
 def test_waiting_for_a_loop_that_turns_says_nothing(signal_: WarningSignal) -> None:
     """A slow task on a loop that turns is no stall, however long one waits."""
-    with BackgroundLoop(name="turning", blocked_after=0.3) as loop:
+    with BackgroundLoop(name="turning", blocked_after=1) as loop:
         release = threading.Event()
         task = loop.create_task(asyncio.to_thread(release.wait))
         with pytest.raises(ResultTimeoutError):
-            task.result(0.7)
+            task.result(1.6)
         release.set()
         assert task.result(PATIENCE)
     assert signal_.number == 0
@@ -191,7 +191,7 @@ def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
     """A loop that sleeps on because a wake-up was lost is woken by whoever waits, without a warning."""
     selector = SleepSelector()
     deaf = DeafLoop(selector)
-    with BackgroundLoop(loop_factory=lambda: deaf, blocked_after=0.4) as loop:
+    with BackgroundLoop(loop_factory=lambda: deaf, blocked_after=1) as loop:
         assert loop.create_task(double(1)).result() == 2
         assert selector.asleep.wait(PATIENCE)
         deaf.losing = True
@@ -223,7 +223,7 @@ def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) ->
         def close(self) -> None:
             real.close()
 
-    with BackgroundLoop(blocked_after=0.4, loop_factory=lambda: inner) as loop:
+    with BackgroundLoop(blocked_after=1, loop_factory=lambda: inner) as loop:
         assert loop.create_task(double(1)).result() == 2
         assert selector.asleep.wait(PATIENCE)
         monkeypatch.setattr(inner, "_csock", FailsOnce())

@@ -128,7 +128,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def _kind_of_loop(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[None]:
     """Eager functions run on asyncio's own loop, and again on uvloop."""
-    with BackgroundLoop(loop_factory=loop_factory) as loop:
+    # On a slow machine 200 requests make turns of seconds.
+    with BackgroundLoop(loop_factory=loop_factory, blocked_after=60) as loop:
         before = set_shared_loop(loop)
         yield
         set_shared_loop(before)
