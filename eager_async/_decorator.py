@@ -72,8 +72,7 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
     __slots__ = ("__call__",)
 
     def __init__(self, function: Any, starter: _Starter) -> None:
-        _FunctionWrapper.__init__(self, function, function)
-        self._self_starter = starter
+        _FunctionWrapper.__init__(self, function, starter)
         self.__call__ = starter(function)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -103,7 +102,7 @@ class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
 
     @property
     def __call__(self) -> Callable[..., Any]:
-        starter: _Starter = self._self_parent._self_starter
+        starter: _Starter = self._self_wrapper
         return starter(self.__wrapped__)
 
     def __repr__(self) -> str:
