@@ -23,6 +23,8 @@ from eager_async import BackgroundLoop, set_shared_loop, shared_loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+pytest.register_assert_rewrite("programs")  # it asserts for the tests that import it
+
 LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 if sys.platform != "win32":
     import uvloop

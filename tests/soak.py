@@ -23,6 +23,7 @@ import threading
 import time
 import warnings
 
+from eager_async import set_shared_loop, shared_loop
 from soak_actions import ACTIONS, ASYNC_ACTIONS
 from soak_calls import (
     HANG_SECONDS,
@@ -34,8 +35,6 @@ from soak_calls import (
     seen_by_blocking,
     start_threads,
 )
-
-from eager_async import set_shared_loop, shared_loop
 
 ROUND_SECONDS = 1.5
 

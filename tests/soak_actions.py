@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 
+from eager_async import EagerTask, LoopClosedError, ResultTimeoutError, set_shared_loop, shared_loop
 from soak_calls import (
     EXITING,
     FAILING,
@@ -30,8 +31,6 @@ from soak_calls import (
     start_threads,
 )
 from soak_streams import read_stream, read_stream_awaiting
-
-from eager_async import EagerTask, LoopClosedError, ResultTimeoutError, set_shared_loop, shared_loop
 
 counting = threading.Lock()  # never taken in a child
 

@@ -9,9 +9,8 @@ import random
 import sys
 from typing import TYPE_CHECKING
 
-from soak_calls import LOOP_FACTORIES, BodyError, Round
-
 from eager_async import EagerStream, eager_stream, shared_loop
+from soak_calls import LOOP_FACTORIES, BodyError, Round
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,15 +5,14 @@ Each test is a program in a process of its own.
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    import subprocess
+from programs import both_loops, check, posix_signals, threads_at_exit, with_set_up
 
+if TYPE_CHECKING:
     from conftest import RunPython
 
 STAGING = '''
@@ -44,32 +43,6 @@ async def interrupt_main():
     await asyncio.sleep(0.05)  # the main thread waits by then
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 '''
-
-LOOPS = {
-    "asyncio": "",
-    "uvloop": "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))",
-}
-if sys.platform == "win32":
-    del LOOPS["uvloop"]
-both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-threads_at_exit = pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3),
-    reason="no thread can be started at the exit (python/cpython#113964)",
-)
-posix_signals = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
-
-
-def with_set_up(set_up: str, source: str) -> str:
-    """Put a set-up before a program."""
-    return f"        from staging import *\n        {set_up}\n{source}"
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str, code: int = 0, stderr: str = "") -> None:
-    """Compare what a process has left with what it should: stderr with a regular expression, whole."""
-    said = process.stdout.splitlines()
-    assert (said, process.returncode) == (list(stdout), code), process.stderr
-    assert re.fullmatch(stderr, process.stderr.strip(), re.DOTALL), process.stderr
-
 
 # What is waited for
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    import subprocess
+from programs import FORK_WITH_THREADS, both_loops, check, with_set_up
 
+if TYPE_CHECKING:
     from conftest import RunPython
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
@@ -72,27 +72,6 @@ class Work:
         finally:
             say("finally")
 '''
-
-# Only where there is a fork, and so uvloop.
-LOOPS = {
-    "asyncio": "",
-    "uvloop": "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))",
-}
-both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-
-# From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
-FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
-    """Compare what a process has left with what it should: nothing on stderr, exit code 0."""
-    assert process.stdout.splitlines() == list(stdout), process.stderr
-    assert (process.returncode, process.stderr) == (0, "")
-
-
-def with_set_up(set_up: str, source: str) -> str:
-    """Put a set-up before a program."""
-    return f"        from staging import *\n        {set_up}\n{source}"
 
 
 @both_loops

@@ -31,9 +31,9 @@ from eager_async import (
     set_shared_loop,
     shared_loop,
 )
+from programs import FORK_WITH_THREADS, check, has_fork
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Coroutine, Iterator
     from types import FrameType
 
@@ -1500,16 +1500,6 @@ def fork(child):
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     say("child ended", status)
 '''
-
-# From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
-FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
-has_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str, stderr: str = "") -> None:
-    """Compare what a process has left with what it should: stderr with a regular expression, whole."""
-    assert (process.stdout.splitlines(), process.returncode) == (list(stdout), 0), process.stderr
-    assert re.fullmatch(stderr, process.stderr.strip(), re.DOTALL), process.stderr
 
 
 def test_a_process_waits_for_its_waiting_calls(run: RunPython) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    import subprocess
+from programs import both_loops, check, threads_at_exit
 
+if TYPE_CHECKING:
     from conftest import RunPython
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
@@ -53,22 +53,6 @@ class Work:
         finally:
             say("finally")
 '''
-
-LOOPS = {
-    "asyncio": "",
-    "uvloop": "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))",
-}
-threads_at_exit = pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3),
-    reason="no thread can be started at the exit (python/cpython#113964)",
-)
-both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
-    """Compare what a process has left with what it should: nothing on stderr, exit code 0."""
-    assert process.stdout.splitlines() == list(stdout), process.stderr
-    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

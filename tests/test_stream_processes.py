@@ -5,15 +5,13 @@ Each test is a program in a process of its own.
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    import subprocess
+from programs import FORK_WITH_THREADS, both_loops, check, has_fork, posix_signals, with_set_up
 
+if TYPE_CHECKING:
     from conftest import RunPython
 
 STAGING = '''
@@ -65,28 +63,8 @@ async def count(last=10**9, *, pause=0):
 parent = os.getpid()
 '''
 
-LOOPS = {"asyncio": ""}
-if sys.platform != "win32":
-    LOOPS["uvloop"] = "import uvloop; set_shared_loop(BackgroundLoop(loop_factory=uvloop.new_event_loop))"
-both_loops = pytest.mark.parametrize("set_up", LOOPS.values(), ids=LOOPS.keys())
-with_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-with_signals = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
-
-# From 3.12 on Python warns of any fork while threads run; that is what these tests are about.
-FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
 
 FINALLY = "finally in eager-async"
-
-
-def check(process: subprocess.CompletedProcess[str], *stdout: str) -> None:
-    """Compare what a process has left with what it should: nothing on stderr, exit code 0."""
-    assert process.stdout.splitlines() == list(stdout), process.stderr
-    assert (process.returncode, process.stderr) == (0, "")
-
-
-def program(set_up: str, source: str) -> str:
-    """Put a set-up before a program."""
-    return f"        from staging import *\n        {set_up}\n{source}"
 
 
 @both_loops
@@ -101,7 +79,7 @@ def test_a_stream_at_rest_does_not_hold_the_process(
         turn().result()
         turn().result()
     """
-    check(run(program(set_up, source)), "1", FINALLY)
+    check(run(with_set_up(set_up, source)), "1", FINALLY)
 
 
 @both_loops
@@ -111,7 +89,7 @@ def test_a_stream_that_works_holds_the_process(run: RunPython, set_up: str) -> N
         stream = eager_stream(count)(5, pause=0.05)
         say(next(stream))
     """
-    check(run(program(set_up, source)), "1", "counted", FINALLY)
+    check(run(with_set_up(set_up, source)), "1", "counted", FINALLY)
 
 
 @both_loops
@@ -126,7 +104,7 @@ def test_a_stream_holds_the_process_until_it_rests(run: RunPython, set_up: str) 
 
         stream = eager_stream(buffer=3)(noisy)()
     """
-    check(run(program(set_up, source)), "made 1", "made 2", "made 3", FINALLY)
+    check(run(with_set_up(set_up, source)), "made 1", "made 2", "made 3", FINALLY)
 
 
 @both_loops
@@ -136,7 +114,7 @@ def test_a_daemon_stream_does_not_hold_the_process(run: RunPython, set_up: str) 
         stream = eager_stream(daemon=True)(count)(pause=0.05)
         say(next(stream))
     """
-    check(run(program(set_up, source)), "1", FINALLY)
+    check(run(with_set_up(set_up, source)), "1", FINALLY)
 
 
 @both_loops
@@ -147,7 +125,7 @@ def test_a_stream_that_was_dropped_cleans_up_before_the_exit(run: RunPython, set
             say(number)
             break
     """
-    check(run(program(set_up, source)), "1", FINALLY)
+    check(run(with_set_up(set_up, source)), "1", FINALLY)
 
 
 @both_loops
@@ -170,7 +148,7 @@ def test_a_stream_that_swallows_the_cancellation_does_not_hold_the_process(
         say(next(stream))
         turn().result()
     """
-    check(run(program(set_up, source)), "1", "swallowed")
+    check(run(with_set_up(set_up, source)), "1", "swallowed")
 
 
 @both_loops
@@ -183,11 +161,11 @@ def test_an_eager_consumer_is_waited_for(run: RunPython, set_up: str) -> None:
 
         consume()
     """
-    check(run(program(set_up, source)), "counted", FINALLY, "5050")
+    check(run(with_set_up(set_up, source)), "counted", FINALLY, "5050")
 
 
 @both_loops
-@with_fork
+@has_fork
 def test_a_child_gets_what_is_in_the_buffer_and_then_an_error(run: RunPython, set_up: str) -> None:
     """In a forked child a stream ends in LoopClosedError; the parent's goes on, `finally` included."""
     source = """
@@ -210,7 +188,7 @@ def test_a_child_gets_what_is_in_the_buffer_and_then_an_error(run: RunPython, se
         say(list(stream))
     """
     check(
-        run(program(set_up, source), options=FORK_WITH_THREADS),
+        run(with_set_up(set_up, source), options=FORK_WITH_THREADS),
         "[1, 2, 3] True",
         "[]",
         "another",
@@ -223,7 +201,7 @@ def test_a_child_gets_what_is_in_the_buffer_and_then_an_error(run: RunPython, se
 
 
 @both_loops
-@with_fork
+@has_fork
 @pytest.mark.parametrize("way", ["del stream", "stream.close()", "asyncio.run(stream.aclose())"])
 def test_leaving_in_a_child_leaves_the_parents_generator_alone(run: RunPython, set_up: str, way: str) -> None:
     """Whatever a child does with an inherited stream, the parent's goes on, and cleans up alone."""
@@ -240,7 +218,7 @@ def test_leaving_in_a_child_leaves_the_parents_generator_alone(run: RunPython, s
         say(list(stream))
     """
     check(
-        run(program(set_up, source), options=FORK_WITH_THREADS),
+        run(with_set_up(set_up, source), options=FORK_WITH_THREADS),
         "child ended 0",
         "counted",
         FINALLY,
@@ -249,7 +227,7 @@ def test_leaving_in_a_child_leaves_the_parents_generator_alone(run: RunPython, s
 
 
 @both_loops
-@with_fork
+@has_fork
 def test_a_child_takes_from_a_stream_at_which_a_thread_of_the_parent_waits(
     run: RunPython, set_up: str
 ) -> None:
@@ -286,11 +264,11 @@ def test_a_child_takes_from_a_stream_at_which_a_thread_of_the_parent_waits(
         gate.set()
         taking.join()
     """
-    check(run(program(set_up, source), options=FORK_WITH_THREADS), "closed", "child ended 0", "[1]")
+    check(run(with_set_up(set_up, source), options=FORK_WITH_THREADS), "closed", "child ended 0", "[1]")
 
 
 @both_loops
-@with_signals
+@posix_signals
 @pytest.mark.parametrize("wait", ["next(stream)", "list(stream)", "for _ in stream: pass"])
 def test_ctrl_c_interrupts_a_for_that_waits(run: RunPython, set_up: str, wait: str) -> None:
     """KeyboardInterrupt comes out of the wait at once, alone; the stream goes on, and loses nothing."""
@@ -316,11 +294,11 @@ def test_ctrl_c_interrupts_a_for_that_waits(run: RunPython, set_up: str, wait: s
         go_on.set()
         say(list(stream))
     """
-    check(run(program(set_up, source)), "interrupted False", "[1, 2]")
+    check(run(with_set_up(set_up, source)), "interrupted False", "[1, 2]")
 
 
 @both_loops
-@with_signals
+@posix_signals
 def test_ctrl_c_under_asyncio_run_leaves_by_the_async_for(run: RunPython, set_up: str) -> None:
     """Ctrl-C cancels the main task, which leaves its `async for`: the generator ends, and cleans up."""
     source = """
@@ -334,14 +312,14 @@ def test_ctrl_c_under_asyncio_run_leaves_by_the_async_for(run: RunPython, set_up
         except KeyboardInterrupt:
             say("interrupted")
     """
-    process = run(program(set_up, source))
+    process = run(with_set_up(set_up, source))
     assert sorted(process.stdout.splitlines()) == [FINALLY, "interrupted"]
     assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.untraced("a signal handler that raises would leave its lock held")
 @both_loops
-@with_signals
+@posix_signals
 def test_ctrl_c_at_any_moment_leaves_a_stream_that_can_be_used(run: RunPython, set_up: str) -> None:
     """Interrupted again and again, wherever it is, a stream goes on, and its items are in order."""
     source = """
@@ -370,4 +348,4 @@ def test_ctrl_c_at_any_moment_leaves_a_stream_that_can_be_used(run: RunPython, s
         stream.close()
         say("fine")
     """
-    check(run(program(set_up, source)), "fine")
+    check(run(with_set_up(set_up, source)), "fine")

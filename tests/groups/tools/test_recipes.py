@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-    from conftest import RunPython
     from opentelemetry.sdk.trace import ReadableSpan
+
+    from conftest import RunPython
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
