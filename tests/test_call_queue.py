@@ -17,9 +17,9 @@ import pytest
 
 from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
 from eager_async._call_queue import CallQueue, _Descriptor, call_queue
+from interrupter import Interrupter, in_module
 
 if TYPE_CHECKING:
-    import types
     from collections.abc import Callable, Iterator
 
 WAIT = 10  # seconds, for what comes at once
@@ -82,38 +82,15 @@ def _switching_often() -> Iterator[None]:
 
 
 def run_interrupted(work: Callable[[], object], interruptions: dict[int, Callable[[], object]]) -> bool:
-    """Run something, and other things in its midst, as other threads and signal handlers would.
-
-    Args:
-        work: Run instruction by instruction, as far as it is the queue's own code.
-        interruptions: What to run before which of these instructions, counted from 1.
+    """Do some work, and other things in its midst, before these instructions of the queue's own code.
 
     Returns:
         False if there are not that many instructions.
     """
-    passed = 0
-
-    def trace(frame: types.FrameType, event: str, _: object) -> Any:
-        nonlocal passed
-        if not frame.f_code.co_filename.endswith("_call_queue.py"):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            passed += 1
-            if passed in interruptions:
-                sys.settrace(None)
-                interruptions[passed]()
-                sys.settrace(trace)
-        return trace
-
-    before = sys.gettrace()
-    sys._getframe().f_trace_opcodes = True  # 3.12 asks whether anybody wants opcodes when tracing begins
-    sys.settrace(trace)
-    try:
+    interrupter = Interrupter(interruptions, in_module("_call_queue"))
+    with interrupter:
         work()
-    finally:
-        sys.settrace(before)
-    return passed >= max(interruptions)
+    return interrupter.happened
 
 
 def test_calls_are_made_in_order_at_the_next_turn(loop: ManualLoop, queue: CallQueue) -> None:

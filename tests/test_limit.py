@@ -31,11 +31,11 @@ from eager_async import (
     set_shared_loop,
     shared_loop,
 )
+from interrupter import Interrupter, in_module
 from programs import FORK_WITH_THREADS, check, has_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
-    from types import FrameType
 
     from conftest import RunPython
 
@@ -169,41 +169,6 @@ def has_free_places(function: Callable[[Work], EagerTask[object]], places: int) 
 async def do(work: Callable[[], Coroutine[Any, Any, object]]) -> object:
     """Do as the argument says."""
     return await work()
-
-
-class Interrupter:
-    """Calls something before the n-th bytecode, or line, that this thread runs in the package or a file."""
-
-    def __init__(
-        self, number: int, call: Callable[[], object], file: str = "", *, event: str = "opcode"
-    ) -> None:
-        self._left = number
-        self._call = call
-        self._event = event
-        self._path = os.path.join(PACKAGE, file)
-        self._previous: Any = None
-        self.happened = False
-
-    def __enter__(self) -> None:
-        self._previous = sys.gettrace()
-        sys._getframe().f_trace_opcodes = (
-            self._event == "opcode"
-        )  # 3.12 looks at the next `settrace` whether any frame has it
-        sys.settrace(self._trace)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(self._previous)
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self._path):
-            return None
-        frame.f_trace_opcodes = self._event == "opcode"
-        if event == self._event and not self.happened:
-            self._left -= 1
-            if self._left == 0:
-                self.happened = True
-                self._call()
-        return self._trace
 
 
 def points(step: int, most: int = 2000) -> Iterator[int]:
@@ -494,7 +459,7 @@ def test_nobody_overtakes_one_that_is_given_a_place_by_another_loop() -> None:
         assert go_on.wait(PATIENCE)
 
     async def make_room(point: int, call_in: Callable[[], object], held: asyncio.Event) -> bool:
-        interrupter = Interrupter(point, call_in, "_limit.py")
+        interrupter = Interrupter({point: call_in}, in_module("_limit"))
         with interrupter:
             held.set()
             for _ in range(5):
@@ -792,7 +757,7 @@ def test_a_place_that_becomes_free_while_cancelled_calls_are_taken_out_is_given(
             holder.result(PATIENCE)
             turn(other)
 
-        interrupter = Interrupter(point, free_the_place, "_limit.py")
+        interrupter = Interrupter({point: free_the_place}, in_module("_limit"))
         with interrupter:
             for task in cancelled:
                 task.cancel()
@@ -1147,7 +1112,7 @@ def test_a_loop_that_dies_during_a_call_takes_no_place_with_it(expected_log: Cal
     for point in points(7):
         fragile = FragileLoop()
         fragile.create_task(at_once()).result(PATIENCE)
-        interrupter = Interrupter(point, fragile.kill)
+        interrupter = Interrupter({point: fragile.kill})
         task = call_on(fragile, functools.partial(call, interrupter))
         if interrupter.happened:
             expected_log(r"'fragile' is dead.*broken selector")
@@ -1173,7 +1138,7 @@ def test_a_loop_that_dies_while_its_call_is_given_a_place_returns_it(
         held = asyncio.Event()
         holder = function(held.wait)
         waiting = call_on(fragile, lambda: function(at_once))
-        interrupter = Interrupter(point, fragile.kill, "_limit.py")
+        interrupter = Interrupter({point: fragile.kill}, in_module("_limit"))
         with interrupter:
             held.set()
             await holder
@@ -1207,7 +1172,7 @@ def test_a_call_that_is_cancelled_while_it_is_given_a_place_leaves_nothing() -> 
             assert isinstance(outcome(waiting[0]), asyncio.CancelledError)
             turn(other)
 
-        interrupter = Interrupter(point, cancel, "_limit.py")
+        interrupter = Interrupter({point: cancel}, in_module("_limit"))
         with interrupter:
             held.set()
             await holder
@@ -1240,7 +1205,7 @@ def test_a_handler_that_calls_in_the_middle_of_a_call_gets_its_turn() -> None:
     for point in points(3):
         work = Work()
         inner: list[EagerTask[object]] = []
-        interrupter = Interrupter(point, lambda work=work, inner=inner: inner.append(function(work)))
+        interrupter = Interrupter({point: lambda work=work, inner=inner: inner.append(function(work))})
         holder = function(work) if point % 2 else None  # with a place to be had, and without
         with interrupter:
             task = function(work)
@@ -1271,7 +1236,7 @@ def test_a_handler_may_block_in_the_middle_of_a_limited_call() -> None:
         heard: list[object] = []
         holder = function(functools.partial(work, 1))
         work.wait_for(1)
-        interrupter = Interrupter(point, functools.partial(call_in, work, holder, heard))
+        interrupter = Interrupter({point: functools.partial(call_in, work, holder, heard)})
         with interrupter:
             task = function(lambda: asyncio.sleep(0, "slept"))
         if not interrupter.happened:
@@ -1292,7 +1257,7 @@ def test_a_handler_that_raises_in_a_limited_call_takes_no_place() -> None:
         raise KeyboardInterrupt
 
     for point in points(1):
-        interrupter = Interrupter(point, press_ctrl_c)
+        interrupter = Interrupter({point: press_ctrl_c})
         raised = False
         try:
             with interrupter:
@@ -1325,7 +1290,9 @@ def test_a_finalizer_may_call_at_any_point_on_the_loops_thread(limit: int) -> No
     @eager
     async def outer(point: int) -> bool:
         # Entered by hand: the ends of calls, in other callbacks of the loop, are interrupted too.
-        interrupter = Interrupter(point, lambda: heard.extend([limited(0), limited(1)]), "_limit.py")
+        interrupter = Interrupter(
+            {point: lambda: heard.extend([limited(0), limited(1)])}, in_module("_limit")
+        )
         with interrupter:
             tasks = [limited(number % 3) for number in range(5)]
             cancelled = [limited(0) for _ in range(4)]
@@ -1358,14 +1325,14 @@ def test_two_limits_do_not_wait_for_each_other() -> None:
     @eager
     async def use_on_loop(point: int, barrier: threading.Barrier) -> None:
         call_in = functools.partial(call_when_both_are_inside, first, barrier)
-        with Interrupter(point, call_in, "_limit.py", event="line"):
+        with Interrupter({point: call_in}, in_module("_limit"), event="line"):
             await asyncio.gather(*(second(lambda: asyncio.sleep(0)) for _ in range(3)))
 
     for point in range(1, 30):
         barrier = threading.Barrier(2)
         call_in = functools.partial(call_when_both_are_inside, second, barrier)
         on_loop = use_on_loop(point, barrier)
-        interrupter = Interrupter(point % 4 + 1, call_in, "_limit.py", event="line")
+        interrupter = Interrupter({point % 4 + 1: call_in}, in_module("_limit"), event="line")
         with interrupter:
             heard += [first(lambda: asyncio.sleep(0)) for _ in range(3)]
         assert interrupter.happened

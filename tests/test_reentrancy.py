@@ -20,6 +20,7 @@ import pytest
 
 import eager_async
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
+from interrupter import Interrupter, in_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -255,47 +256,13 @@ def operations() -> dict[str, Callable[[], object]]:
     }
 
 
-class Interrupter:
-    """Calls something before the n-th of the bytecodes that a thread runs in the package."""
-
-    directories: tuple[str, ...] = (PACKAGE,)
-
-    def __init__(self, number: int, call: Callable[[], object]) -> None:
-        self._left = number
-        self._call = call
-        self._previous: Any = None
-        self.happened = False
-
-    def __enter__(self) -> None:
-        self._previous = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # 3.12 looks at the next `settrace` whether any frame has it
-        sys.settrace(self._trace)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(self._previous)
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if os.path.dirname(frame.f_code.co_filename) not in self.directories:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and not self.happened and self._may_be_interrupted(frame):
-            self._left -= 1
-            if self._left == 0:
-                self.happened = True
-                self._call()
-        return self._trace
-
-    def _may_be_interrupted(self, frame: FrameType) -> bool:
-        return frame.f_lasti >= 0
-
-
 _calls: dict[CodeType, set[int]] = {}
 
 
 class SignalLike(Interrupter):
     """Comes in where signal handlers can: at the start of a function and after a call or a jump."""
 
-    def _may_be_interrupted(self, frame: FrameType) -> bool:
+    def _is_step(self, frame: FrameType) -> bool:
         code = frame.f_code
         if code not in _calls:
             points, may = set(), False
@@ -307,10 +274,12 @@ class SignalLike(Interrupter):
         return frame.f_lasti in _calls[code]
 
 
-class SignalLikeInWaits(SignalLike):
-    """The same, in `concurrent.futures` and `threading` as well."""
+WAITS = {os.path.dirname(module.__file__) for module in (concurrent.futures, threading)}
 
-    directories = (PACKAGE, os.path.dirname(concurrent.futures.__file__), os.path.dirname(threading.__file__))
+
+def in_package_or_waits(code: CodeType) -> bool:
+    """Whether code is the package's, or that of `concurrent.futures` or `threading`."""
+    return in_package(code) or os.path.dirname(code.co_filename) in WAITS
 
 
 def interruptions(
@@ -319,7 +288,7 @@ def interruptions(
     """Run an operation again and again, interrupted one point later each time, until it ends first."""
     number = 1
     while True:
-        interrupter = kind(number, call)
+        interrupter = kind({number: call})
         with interrupter:
             operation()
         if not interrupter.happened:
@@ -366,7 +335,7 @@ def test_a_finalizer_may_call_in_at_any_point_in_the_loops_thread(
 
     @eager
     async def interrupted(number: int) -> bool:
-        interrupter = Interrupter(number, lambda: heard.extend([answer(), answer_later()]))
+        interrupter = Interrupter({number: lambda: heard.extend([answer(), answer_later()])})
         with interrupter:
             await nested()
         return interrupter.happened
@@ -396,7 +365,7 @@ def test_a_handler_may_call_in_while_a_loop_starts() -> None:
     while True:
         with BackgroundLoop(name=f"interrupted {number}") as loop:
             loops.append(loop)
-            interrupter = SignalLike(number, call_in)
+            interrupter = SignalLike({number: call_in})
             with interrupter:
                 task = loop.create_task(which())
             task.result(LONGEST)
@@ -431,7 +400,7 @@ def test_a_handler_that_raises_in_a_call_leaves_nothing_unfinished(*, late: bool
     number = 0
     while True:
         number += 1
-        interrupter = Interrupter(number, press_ctrl_c)
+        interrupter = Interrupter({number: press_ctrl_c})
         raised = False
         try:
             with interrupter:
@@ -458,7 +427,7 @@ def test_a_handler_that_raises_in_result_leaves_the_task_alone() -> None:
     while True:
         number += 1
         task = answer_later()
-        interrupter = Interrupter(number, press_ctrl_c)
+        interrupter = Interrupter({number: press_ctrl_c})
         with contextlib.suppress(KeyboardInterrupt), interrupter:
             task.result(LONGEST)
         assert task.result(LONGEST) == 42
@@ -516,7 +485,7 @@ def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises
     while True:
         number += 1
         tasks = [answer_later(), answer(), answer_later()]
-        interrupter = SignalLikeInWaits(number, come_in)
+        interrupter = SignalLike({number: come_in}, in_package_or_waits)
         with contextlib.suppress(KeyboardInterrupt), interrupter:
             wait_for(tasks)
         assert [task.result(LONGEST) for task in tasks] == [42] * 3, f"at point {number}"

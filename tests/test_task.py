@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
+from interrupter import Interrupter, in_functions
 
 if TYPE_CHECKING:
     import types
-    from collections.abc import Callable, Collection, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from conftest import RunPython
 
@@ -776,33 +777,6 @@ def test_without_the_gil_the_loops_thread_says_where_a_task_is_suspended(
     assert task.get_stack() == []
 
 
-@contextlib.contextmanager
-def calling_at(
-    point: int, functions: Collection[Callable[..., Any]], call: Callable[[], object]
-) -> Iterator[None]:
-    """Make a call before the so-manieth bytecode that this thread runs in some functions."""
-    codes = {function.__code__ for function in functions}  # type: ignore[attr-defined]
-
-    def trace(frame: types.FrameType, event: str, _: object) -> Any:
-        nonlocal point
-        if frame.f_code not in codes:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            point -= 1
-            if point == 0:
-                call()
-        return trace
-
-    before = sys.gettrace()
-    sys._getframe().f_trace_opcodes = True  # or 3.12 would look for it in no other
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
 @pytest.mark.untraced("it traces this thread")
 @pytest.mark.parametrize("look", [EagerTask.running, repr], ids=["running", "repr"])
 def test_a_call_that_never_begins_is_not_seen_to_run_while_it_ends(
@@ -822,7 +796,7 @@ def test_a_call_that_never_begins_is_not_seen_to_run_while_it_ends(
         with held:
             task = answer()
             task.cancel()
-            with calling_at(point, [EagerTask.running, EagerTask._condition_text], end):
+            with Interrupter({point: end}, in_functions(EagerTask.running, EagerTask._condition_text)):
                 seen = look(task)
             ended = task.done()
         assert seen is not True, f"at point {point}"
@@ -851,7 +825,7 @@ def test_a_stack_is_of_one_moment_while_the_task_ends() -> None:
         go_on = threading.Event()
         task = fail_later()
         text = io.StringIO()
-        with calling_at(point, [EagerTask.print_stack, EagerTask.get_stack], end):
+        with Interrupter({point: end}, in_functions(EagerTask.print_stack, EagerTask.get_stack)):
             task.print_stack(file=text)
         ended = task.done()
         end()
