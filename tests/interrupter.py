@@ -28,7 +28,7 @@ def in_module(name: str) -> Callable[[CodeType], bool]:
 
 def in_functions(*functions: Callable[..., Any]) -> Callable[[CodeType], bool]:
     """What says whether code is that of some functions."""
-    codes = {function.__code__ for function in functions}  # type: ignore[attr-defined]
+    codes = {function.__code__ for function in functions}
     return lambda code: code in codes
 
 
