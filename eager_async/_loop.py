@@ -157,8 +157,8 @@ class BackgroundLoop:
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         """Refuse new work, wait for what is there, and close the loop as `asyncio.run` does.
 
-        Tasks may still start others. Daemon tasks are cancelled when the rest have ended. Calling it
-        again, with `cancel_futures=True` for example, is fine.
+        Tasks may still start others. Daemon tasks, and streams at rest, are cancelled when the rest have
+        ended. Calling it again, with `cancel_futures=True` for example, is fine.
 
         Args:
             wait: Whether to return only when the thread has ended. False: at once.

@@ -82,7 +82,7 @@ class LoopThread:
         contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
-        self._keeps_resting = False
+        self._ends_resting = False  # whether those at rest are cancelled when only such are left
         self._depth = 0  # eager calls on this thread's stack
         # A probe is sent after half of the time, and missed after the other half.
         self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
@@ -262,7 +262,8 @@ class LoopThread:
         """
         if self.ended:
             return  # in a forked child, the parent's would be woken up
-        self._keeps_resting = keep_resting
+        if not keep_resting:
+            self._ends_resting = True  # and so it stays, if the loop is dropped after its shutdown
         self.closing = True
         self.open = False
         if cancel:
@@ -344,7 +345,7 @@ class LoopThread:
     def _has_unfinished(self) -> bool:
         """Whether tasks are left. If none holds the process, cancel them, but not in their cleanup."""
         tasks = self.tasks.copy()
-        held = not all(tasks.values()) if self._keeps_resting else self.holds_process()
+        held = self.holds_process() if self._ends_resting else not all(tasks.values())
         if not held:
             for task in tasks:
                 task._cancel_for_awaiter(CancelRequest())

@@ -1305,6 +1305,23 @@ def test_the_end_of_a_loop_that_nobody_refers_to_waits_for_its_streams() -> None
     assert list(stream) == list(range(1, 1001))
 
 
+def test_a_loop_that_is_dropped_after_its_shutdown_ends_its_streams_at_rest() -> None:
+    """`shutdown(wait=False)` stands: what it was to end doesn't run on because nobody keeps the loop."""
+    gate, source = Gate(), Source()
+    loop = BackgroundLoop()
+    stream = eager_stream(loop=loop)(source)()
+    task = loop.create_task(gate.passed())
+    settle(loop)
+    loop.shutdown(wait=False)
+    del loop
+    gc.collect()
+    gate.open()
+    task.result(PATIENCE)
+    source.check_cleaned_once()
+    with pytest.raises(asyncio.CancelledError):
+        list(stream)
+
+
 def test_a_replaced_shared_loop_goes_on_with_its_streams() -> None:
     """`set_shared_loop` disturbs no stream of the loop before, even if nobody keeps that."""
     set_shared_loop(BackgroundLoop())
