@@ -83,12 +83,12 @@ class EagerFuture(concurrent.futures.Future[T]):
                 it is a `concurrent.futures.CancelledError` too.
             BaseException: What the work raised, as the same object each time.
         """
+        __tracebackhide__ = True  # in notebooks and pytest, the user's own frames follow each other
         if self._loop_thread is not None:
             self._block(timeout)
         if self._status == FINISHED:
             result: T = self._result
             return result
-        __tracebackhide__ = True  # in notebooks and pytest, the user's own frames follow each other
         try:
             self._raise(CancelledError if running_loop() else BlockingCancelledError)
         finally:
@@ -107,6 +107,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             asyncio.CancelledError: If the work was cancelled. In a thread where no event loop runs
                 it is a `concurrent.futures.CancelledError` too.
         """
+        __tracebackhide__ = True
         if self._loop_thread is not None:
             self._block(timeout)
         if self._status == CANCELLED:
@@ -181,6 +182,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         if self._loop_thread is None and self._status == FINISHED:
             result: T = self._result  # as of most calls on the loop's own thread
             return result
+        __tracebackhide__ = True
         request: CancelRequest | None = None
         while self._loop_thread is not None:
             awaiter = self._new_awaiter()
@@ -193,7 +195,6 @@ class EagerFuture(concurrent.futures.Future[T]):
                 self._cancel_for_awaiter(request)
             finally:
                 self._forget(awaiter)
-        __tracebackhide__ = True
         try:
             return self._outcome(request)
         finally:
@@ -201,6 +202,7 @@ class EagerFuture(concurrent.futures.Future[T]):
 
     def _new_awaiter(self) -> Awaiter:
         """What the asyncio task that runs now is to wait for."""
+        __tracebackhide__ = True
         loop = get_running_loop()
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.loop is loop:

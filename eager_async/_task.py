@@ -282,6 +282,7 @@ class EagerTask(_Base[T]):
 
     @override
     def _check_awaiter(self) -> None:
+        __tracebackhide__ = True
         asyncio_task = self._known_asyncio_task()
         if asyncio_task is not None and asyncio_task is current_task():
             raise DeadlockError(f"{self._description()} can't end while it awaits its own end")
@@ -304,6 +305,7 @@ class EagerTask(_Base[T]):
         """
         if self._loop_thread is None and self._requests is None and self._status == FINISHED:
             raise StopIteration(self._result)
+        __tracebackhide__ = True
         driver = None
         try:
             if self._loop_thread is not None:
@@ -328,6 +330,7 @@ class EagerTask(_Base[T]):
             StopIteration: With the result, when the task is done.
             BaseException: The exception, or what the work raised.
         """
+        __tracebackhide__ = True
         exc = val if isinstance(val, BaseException) else typ if val is None else typ(val)
         if isinstance(exc, type):
             exc = exc()

@@ -325,7 +325,6 @@ def test_an_awaiter_that_ends_the_program_stops_no_other(
         leaving = asyncio.create_task(leave(task))
         staying = asyncio.create_task(as_coroutine(task))
         await asyncio.sleep(0)
-        gate.open()
         leaving_by_itself.append(leaving)
         return staying
 
@@ -333,6 +332,7 @@ def test_an_awaiter_that_ends_the_program_stops_no_other(
     loop = loop_factory()
     try:
         staying = loop.run_until_complete(both())
+        gate.open()
         with pytest.raises(SystemExit):
             loop.run_until_complete(staying)
         assert loop.run_until_complete(staying) == "result"

@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from interrupter import in_package
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from subprocess import CompletedProcess
-    from typing import Protocol
 
-    class RunPython(Protocol):
-        """The type of the fixture `run_python`, as far as it is used here."""
-
-        def __call__(self, source: str) -> CompletedProcess[str]: ...
+    from conftest import RunPython
 
 
 GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
@@ -226,6 +222,66 @@ def test_a_retrieval_shows_nothing_of_the_one_before() -> None:
     task = fail_later(ValueError("no"))
     for retrieve in [*RETRIEVALS, *reversed(RETRIEVALS)]:
         assert frames(retrieve(task)) == alone[retrieve]
+
+
+@eager
+async def wait_for(event: threading.Event) -> None:
+    """Wait for an event."""
+    await asyncio.to_thread(event.wait)
+
+
+@eager
+async def block(wait: Callable[[EagerTask[Any]], object], event: threading.Event) -> None:
+    """Wait for another task where only an `await` can."""
+    wait(wait_for(event))
+
+
+async def in_itself() -> None:
+    """Await the very task that this is."""
+    await shared_loop().tasks().pop()
+
+
+def failing_waits() -> dict[str, Callable[[threading.Event], object]]:
+    """Waits that end in an exception, for a task that waits for an event, and others."""
+    return {
+        "result": lambda _: fail_later(ValueError()).result(),
+        "result in time": lambda event: wait_for(event).result(0.01),
+        "exception in time": lambda event: wait_for(event).exception(0.01),
+        "result now": lambda event: wait_for(event).result(0),
+        "result of a cancelled one": lambda event: cancelled(event).result(),
+        "exception of a cancelled one": lambda event: cancelled(event).exception(),
+        "deadlock in result": lambda event: block(EagerTask.result, event).result(),
+        "deadlock in exception": lambda event: block(EagerTask.exception, event).result(),
+        "deadlock in await": lambda _: shared_loop().create_task(in_itself()).result(),
+        "run": lambda _: asyncio.run(fail_later(ValueError())),
+        "await": lambda _: asyncio.run(fail_within.__wrapped__(ValueError())),
+        "await within": lambda _: fail_within(ValueError()).result(),
+        "throw": lambda event: wait_for(event).throw(ValueError()),
+    }
+
+
+def cancelled(event: threading.Event) -> EagerTask[None]:
+    """A task that was cancelled."""
+    task = wait_for(event)
+    task.cancel()
+    concurrent.futures.wait([task])
+    return task
+
+
+@pytest.mark.parametrize("way", failing_waits())
+def test_notebooks_and_pytest_show_the_users_own_frames_alone(way: str) -> None:
+    """They leave out those with `__tracebackhide__`, and all of the library have it."""
+    event = threading.Event()
+    with pytest.raises((Exception, asyncio.CancelledError)) as caught:
+        failing_waits()[way](event)
+    event.set()
+    concurrent.futures.wait(shared_loop().tasks())
+    shown = [
+        frame.f_code.co_name
+        for frame, _ in traceback.walk_tb(caught.value.__traceback__)
+        if in_package(frame.f_code) and not frame.f_locals.get("__tracebackhide__")
+    ]
+    assert shown == []
 
 
 def test_an_exception_of_several_tasks_shows_each_ones_frames() -> None:
