@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Items that a generator which never waits may make before other tasks of its loop have their turn.
+# Items that are put before other tasks of the loop have a turn for sure: the generator may never wait.
 _MOST_IN_A_ROW: Final = 100
 
 _Sleepers = dict["Callable[[], object]", bool]  # all True: whoever takes one out gets that
@@ -45,7 +45,7 @@ class Channel(Generic[T]):
         self.items: deque[T] = deque()  # made and not yet taken
         self._size = size  # how many there may be; 0 once closed
         self._low_water = size // 2  # with no more than that left, a producer at rest goes on
-        self._in_a_row = 0  # how many were put since the loop turned
+        self._in_a_row = 0  # how many were put since the producer was last at rest
         self._consumer: _Sleepers = {}
         self._producer: _Sleepers = {}
         self._loop_thread = loop_thread

@@ -1,6 +1,7 @@
 """All that differs between versions of CPython, or leans on one of its private names.
 
-(But for how futures are awaited and looked at: in `_future`, `_look` and `EagerTask.send`.)
+(But for how futures are awaited and looked at, in `_future`, `_look` and `EagerTask.send`; and how frames are
+read, in `_where`, `_decorator` and `LoopThread._stack_text`.)
 
 Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
 """

@@ -351,5 +351,5 @@ def _check_number(option: str, number: object) -> None:
 
 
 def _plain(function: Any) -> Any:
-    """The function in a class or static method."""
+    """The function in a class or static method, or in a bound one."""
     return getattr(function, "__func__", function)

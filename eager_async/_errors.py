@@ -30,7 +30,7 @@ class ResultTimeoutError(TimeoutError):
 
 
 class BlockingCancelledError(asyncio.CancelledError, concurrent.futures.CancelledError):
-    """What `result()` raises in plain code when its task was cancelled.
+    """What `result()` and `exception()` raise in plain code when its task was cancelled.
 
     Plain code may know the task as a `concurrent.futures.Future` or as an `asyncio.Task`, whose
     errors of that name have no class in common but `BaseException`: either `except` catches this one.

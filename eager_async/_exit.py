@@ -31,8 +31,9 @@ def is_over() -> bool:
 def hold_process() -> None:
     """Have the process wait for unfinished tasks when its main thread ends.
 
-    Called whenever a loop starts, since hooks run latest first, and that of a process pool which was
-    imported in between should come after.
+    Called at import, as the first eager call may come from somebody else's hook, too late for ours; and
+    whenever a loop starts, since hooks run latest first, and that of a process pool which was imported in
+    between should come after.
     """
     global _arranged, _over  # noqa: PLW0603
     if call_before_thread_shutdown(_finish):

@@ -37,7 +37,7 @@ class Limit:
         instances.add(self)
 
     def forget_parent(self) -> None:
-        """In a forked child: all places are free."""
+        """All places are free, and nobody waits: at first, and in a forked child."""
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
         # Taking out of any of these is one atomic step. (Not of an OrderedDict: without the GIL, `popitem`
         # beside another thread's `pop` breaks it, python/cpython#125996.)

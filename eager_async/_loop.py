@@ -101,7 +101,8 @@ class BackgroundLoop:
         calls of eager functions: those keep their order among themselves alone.
 
         Raises:
-            LoopClosedError: After `shutdown()`.
+            LoopClosedError: After `shutdown()`, but to the loop's own tasks while they end; or if the
+                process is ending.
         """
         return self._admitting_thread().loop
 
@@ -197,7 +198,11 @@ class BackgroundLoop:
         return f"<BackgroundLoop {self._name!r} {state}, {unfinished} unfinished {tasks}>"
 
     def _admitting_thread(self) -> LoopThread:
-        """The thread that takes on what this caller starts; made, if none lives."""
+        """The thread that takes on what this caller starts; made, if none lives.
+
+        Raises:
+            LoopClosedError: After `shutdown()`, but for the loop's own tasks; or if the process is ending.
+        """
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.open:
             return loop_thread

@@ -209,12 +209,12 @@ class LoopThread:
         Returns:
             False if the time ran out.
         """
-        started = monotonic()
-        next_check = started + self._check_every
-        deadline = None if timeout is None else started + timeout
-        until = next_check if deadline is None else min(next_check, deadline)
-        pause = until - started
+        now = monotonic()
+        next_check = now + self._check_every
+        deadline = None if timeout is None else now + timeout
         while True:
+            until = next_check if deadline is None else min(next_check, deadline)
+            pause = max(until - now, 0)
             if UNINTERRUPTIBLE_WAIT is not None:
                 pause = min(pause, UNINTERRUPTIBLE_WAIT)
             if lock.acquire(True, pause):  # noqa: FBT003
@@ -225,8 +225,6 @@ class LoopThread:
             if now >= next_check:
                 self._check_turning()
                 next_check = now + self._check_every
-            until = next_check if deadline is None else min(next_check, deadline)
-            pause = max(until - now, 0)
 
     def _check_turning(self) -> None:
         """Send the loop a probe; warn, once, if it hasn't answered the one before. In any thread."""

@@ -136,6 +136,7 @@ class EagerStream(Generic[T_co]):
             StopAsyncIteration: At the end, or after `aclose()`.
             BaseException: What the generator raised, once.
             RuntimeError: If another consumer waits for an item.
+            DeadlockError: In the generator itself.
             asyncio.CancelledError: If the loop was shut down, or the process ends.
         """
         __tracebackhide__ = True
@@ -167,14 +168,18 @@ class EagerStream(Generic[T_co]):
         What it does at the moment is cancelled; at a `yield`, it gets `GeneratorExit`.
 
         Raises:
+            DeadlockError: In the generator itself; it ends all the same.
             BaseException: What the cleanup raised.
         """
         __tracebackhide__ = True
         try:
             if self._leave():
                 awaiter = self._producing._new_awaiter()
-                if self._producing._call_when_done(awaiter, awaiter):
-                    await awaiter.future
+                try:
+                    if self._producing._call_when_done(awaiter, awaiter):
+                        await awaiter.future
+                finally:
+                    self._producing._forget(awaiter)
                 self._raise_from_cleanup()
         finally:
             del self  # no cycle, as in `__next__`
@@ -201,7 +206,7 @@ class EagerStream(Generic[T_co]):
     def __repr__(self) -> str:
         producing, ahead = self._producing, len(self._channel.items)
         items = "item" if ahead == 1 else "items"
-        state = producing._condition_text("ended")
+        state = producing._state_text("ended")
         return (
             f"<EagerStream {id(self):#x} {producing.get_name()} {state}, {ahead} {items} ahead, "
             f"{producing._call_text()}>"

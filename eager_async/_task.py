@@ -68,7 +68,7 @@ class EagerTask(_Base[T]):
     Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
     """
 
-    # Threads. `_run`, `_finish`, `_exit`, `_failure`, `_end`, `_lose`, `_withdraw`, `_deliver` and
+    # Threads. `_run`, `_finish`, `_exit`, `_new_failure`, `_end`, `_lose`, `_withdraw`, `_deliver` and
     # `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child. Others only
     # ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
@@ -139,7 +139,7 @@ class EagerTask(_Base[T]):
             asyncio_task, self._asyncio_task = self._asyncio_task, None
             if asyncio_task is not None and asyncio_task.done():
                 asyncio_task.exception()  # asyncio need not report it
-            self._end(FAILED, self._failure(exc))
+            self._end(FAILED, self._new_failure(exc))
             coro.close()
         finally:
             # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
@@ -162,14 +162,15 @@ class EagerTask(_Base[T]):
             # time.
             loop_thread.loop.call_soon(self._exit, exc)
         else:
-            self._end(FAILED, self._failure(exc))
+            self._end(FAILED, self._new_failure(exc))
 
     def _exit(self, exc: BaseException) -> None:
         """End with what the loop has raised, but without the frames that it passed there."""
         if self._loop_thread is not None:  # not lost in the meantime
-            self._end(FAILED, self._failure(exc.with_traceback(coroutine_part(exc.__traceback__))))
+            self._end(FAILED, self._new_failure(exc.with_traceback(coroutine_part(exc.__traceback__))))
 
-    def _failure(self, exc: BaseException) -> Failure:
+    def _new_failure(self, exc: BaseException) -> Failure:
+        """Make an exception the outcome; it loses the library's frames at the head of its traceback."""
         assert self._loop_thread is not None
         exc.with_traceback(users_part(exc.__traceback__))
         message = f"exception of {self._description()} was never retrieved"
@@ -199,7 +200,7 @@ class EagerTask(_Base[T]):
             return
         coro = self._coro if self._context is not None else None
         error = LoopClosedError(f"{self._description()} can't go on: its background loop has ended")
-        self._end(FAILED, self._failure(error))
+        self._end(FAILED, self._new_failure(error))
         if coro is not None:
             coro.close()  # or Python would warn that it was never awaited
 
@@ -411,7 +412,7 @@ class EagerTask(_Base[T]):
 
     @override
     def __repr__(self) -> str:
-        return f"<EagerTask {id(self):#x} {self._name} {self._condition_text()}, {self._call_text()}>"
+        return f"<EagerTask {id(self):#x} {self._name} {self._state_text()}, {self._call_text()}>"
 
     @override
     def _description(self) -> str:
@@ -419,12 +420,12 @@ class EagerTask(_Base[T]):
 
     def _progress(self) -> str:
         """`fetch() called at app.py:30, running for 5.2 s`."""
-        return f"{self._description()}, {self._condition_text()}"
+        return f"{self._description()}, {self._state_text()}"
 
     def _call_text(self) -> str:
         return f"called at {line_of(self._called_in, self._called_at)}"
 
-    def _condition_text(self, returned: str | None = None) -> str:
+    def _state_text(self, returned: str | None = None) -> str:
         """What the task is doing, or what came out of it."""
         state = "running" if self._context is None else "pending"  # first, as in `running`
         if self._loop_thread is not None:

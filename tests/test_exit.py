@@ -808,6 +808,21 @@ def test_a_loop_may_be_started_while_the_process_waits_whatever_was_imported_sin
     check(run(source), "worked", "worked")
 
 
+@threads_at_exit
+def test_the_first_call_may_come_from_an_exit_hook(run: RunPython) -> None:
+    """Of a library that was imported later: its hook comes before ours, and its calls are served."""
+    source = """
+        import threading
+        from eager_async import eager
+
+        async def work():
+            return "worked"
+
+        threading._register_atexit(lambda: print(eager(work)().result()))
+    """
+    check(run(source), "worked")
+
+
 def test_an_import_after_the_end_of_the_main_thread_works(run: RunPython) -> None:
     """A thread that outlives the main thread can import the package; its calls get LoopClosedError."""
     source = """

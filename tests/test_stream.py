@@ -905,6 +905,27 @@ def test_a_cleanup_may_be_awaited_by_a_stream_of_its_own() -> None:
 # Cancelling a wait
 
 
+@pytest.mark.usefixtures("loop")
+def test_an_aclose_that_is_cancelled_leaves_nothing_behind() -> None:
+    """Whoever asks again and again whether a slow cleanup has ended adds nothing to what is kept."""
+    cleanup = Cleanup()
+    stream = eager_stream(cleanup)()
+    assert next(stream) == 1
+    before = list(stream._producing._callbacks or ())
+
+    async def ask_again_and_again() -> None:
+        for _ in range(50):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(stream.aclose(), 0.001)
+
+    asyncio.run(ask_again_and_again())
+    left = list(stream._producing._callbacks or ())
+    cleanup.gate.open()
+    stream.close()
+    assert left == before
+    assert cleanup.steps == ["cleaned"]
+
+
 @pytest.mark.parametrize("by", ["cancel", "wait_for", "timeout"])
 @pytest.mark.parametrize("where", ["another loop", "the background loop"])
 def test_cancelling_an_anext_leaves_the_stream_as_it_is(

@@ -796,7 +796,7 @@ def test_a_call_that_never_begins_is_not_seen_to_run_while_it_ends(
         with held:
             task = answer()
             task.cancel()
-            with Interrupter({point: end}, in_functions(EagerTask.running, EagerTask._condition_text)):
+            with Interrupter({point: end}, in_functions(EagerTask.running, EagerTask._state_text)):
                 seen = look(task)
             ended = task.done()
         assert seen is not True, f"at point {point}"
