@@ -30,8 +30,9 @@ class OccupiedError(Exception):
 class Channel(Generic[T]):
     """A buffer between one producer and one consumer.
 
-    Threads: `put` and `rest` are for the producer, in its loop's thread; `take`, `call_at_next` and
-    `forget` for the consumer, in any one thread at a time; `close` and `wake_consumer` for all.
+    Threads: `put`, `rest` and `is_cancelled` are for the producer, in its loop's thread; `take`,
+    `call_at_next` and `forget` for the consumer, in any one thread at a time; `close` and `wake_consumer`
+    for all.
 
     There is no lock, as in `EagerFuture`: who has to wait puts a call among the sleepers and *then* looks
     whether it still has to; the other changes that and *then* makes the call. A consumer's is taken out for
@@ -75,15 +76,25 @@ class Channel(Generic[T]):
         self._producer[awaiter] = True
         try:
             # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
-            # generator that has swallowed a cancellation gets no other.
-            if (len(self.items) > self._low_water or self._size == 0) and not task.cancelling():
+            # generator that has swallowed this gets no other.
+            if (len(self.items) > self._low_water or self._size == 0) and not self.is_cancelled():
                 resting.add(task)
                 self._loop_thread.tell_watchers()
                 await awaiter.future
         finally:
             resting.discard(task)
             self._producer.pop(awaiter, False)
-        return not task.cancelling()
+        return not self.is_cancelled()
+
+    def is_cancelled(self) -> bool:
+        """Whether the producer was told to end, and not cancelled by a timeout of its own, for one."""
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling() > 0 and any(
+            eager_task._cancelling
+            for eager_task in self._loop_thread.tasks.copy()
+            if eager_task._asyncio_task is task
+        )
 
     def take(self) -> T:
         """Take the oldest item.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from eager_async._channel import Channel, OccupiedError
@@ -273,7 +274,7 @@ def start_stream(
 async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> None:
     try:
         async for item in generator:
-            if not channel.put(item) and not await channel.rest():
+            if not channel.put(item) and not await _rest(generator, channel):
                 break
     except GeneratorExit:  # its loop is dead, and nothing can be awaited any more
         raise
@@ -281,3 +282,19 @@ async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> No
         await generator.aclose()
         raise
     await generator.aclose()
+
+
+async def _rest(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> bool:
+    """`Channel.rest`, in which a cancellation by the generator's own timeout, say, reaches it at its `yield`."""
+    while True:
+        try:
+            return await channel.rest()
+        except CancelledError as exc:
+            if channel.is_cancelled():
+                raise
+            try:
+                item = await generator.athrow(exc)
+            except StopAsyncIteration:
+                return False
+        if channel.put(item):
+            return True

@@ -1032,6 +1032,106 @@ def test_cancelling_one_wait_again_and_again_loses_nothing(
         assert runner.run(main()) == list(range(100))
 
 
+# Cancellations of the generator's own
+
+
+@pytest.mark.parametrize("buffer", [4, 100])
+def test_a_generator_that_swallows_a_cancellation_of_its_own_goes_on(consumer: Consumer, buffer: int) -> None:
+    """One that nobody asked for through the library: no item is lost, with a full buffer or without."""
+
+    @eager_stream(buffer=buffer)
+    async def generate() -> AsyncIterator[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+        try:
+            await asyncio.sleep(PATIENCE)
+        except asyncio.CancelledError:
+            yield 0
+        for number in range(1, 20):
+            yield number
+
+    assert consumer.all(generate()) == list(range(20))
+
+
+async def timed_out(full: asyncio.Event) -> AsyncIterator[int]:
+    """Run out of time."""
+    async with asyncio.timeout(None) as timeout:
+        full_at(full, lambda: timeout.reschedule(0))
+        for number in range(50):
+            yield number
+        await asyncio.sleep(PATIENCE)
+
+
+async def failed_beside(full: asyncio.Event) -> AsyncIterator[int]:
+    """Have a task beside it fail."""
+
+    async def fail() -> None:
+        await full.wait()
+        raise StumbledError("beside")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(fail())
+        for number in range(50):
+            yield number
+        await asyncio.sleep(PATIENCE)
+
+
+async def cancelled_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
+    """Make more items when it is cancelled, and end."""
+    task = asyncio.current_task()
+    assert task is not None
+    full_at(full, task.cancel)
+    try:
+        for number in range(50):
+            yield number
+        await asyncio.sleep(PATIENCE)
+    except asyncio.CancelledError:
+        for number in range(100, 120):
+            yield number
+
+
+def full_at(full: asyncio.Event, call: Callable[[], object]) -> None:
+    """Make a call when the event is set."""
+
+    async def wait() -> None:
+        await full.wait()
+        call()
+
+    waiting.append(asyncio.create_task(wait()))
+
+
+waiting: list[asyncio.Task[None]] = []  # asyncio keeps none
+
+
+@pytest.mark.parametrize("buffer", [4, 100])
+@pytest.mark.parametrize(
+    ("function", "outcome"),
+    [
+        (timed_out, "TimeoutError()"),
+        (failed_beside, "ExceptionGroup('unhandled errors in a TaskGroup', [StumbledError('beside')])"),
+        (cancelled_at_rest, list(range(100, 120))),
+    ],
+)
+def test_a_cancellation_of_the_generators_own_reaches_it_at_its_yield(
+    loop: BackgroundLoop, function: Callable[..., AsyncIterator[int]], buffer: int, outcome: object
+) -> None:
+    """With a full buffer too it comes to the block that asked for it, as at an `await`."""
+    full: asyncio.Event = asyncio.Event()
+    stream = eager_stream(buffer=buffer)(function)(full)
+    settle(loop)
+    loop.asyncio_loop.call_soon_threadsafe(full.set)
+    settle(loop)
+    items: list[int] = []
+    try:
+        items += [item for item in stream if item >= 50]
+        seen: object = items
+    except Exception as exc:
+        seen = repr(exc)
+    waiting.clear()
+    assert seen == outcome
+
+
 # Deadlocks and stuck loops
 
 
