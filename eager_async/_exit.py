@@ -43,31 +43,44 @@ def hold_process() -> None:
 
 
 def _finish() -> None:
-    """Wait for the tasks, then end all loops. In the main thread, when it has ended."""
+    """Wait for the tasks, then end all loops. In the main thread, when it has ended.
+
+    A Ctrl-C, or whatever else a signal handler raises, interrupts each step, and the next one comes.
+    """
     global _over  # noqa: PLW0603
     if _over:
         return  # arranged more than once
-    cancelling = False
-    done = False
-    while not done:
+    by = ""
+    for end in _end_all, _cancel_all, _abandon_all:
         try:
-            if not _over:
-                _wait_while(LoopThread.holds_process, _say_what_for, _cancel)
-                _over = True
-            ending = live.copy()
-            for loop_thread in ending:
-                loop_thread.close(cancel=cancelling)
-            _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
-            for loop_thread in ending - live:
-                loop_thread.join()
-            done = True
-        except KeyboardInterrupt:
+            end(by)
+            break
+        except BaseException as exc:
             _over = True
-            done = cancelling
-            say = "abandoned at exit, since interrupted again:" if done else "interrupted at exit: cancelling"
-            logger.warning("%s %s", say, _summary(live.copy()))
-            cancelling = True
+            by = "" if isinstance(exc, KeyboardInterrupt) else f" by {type(exc).__name__}"
     report_unretrieved()
+
+
+def _end_all(_: str = "", *, cancelling: bool = False) -> None:
+    global _over  # noqa: PLW0603
+    if not _over:
+        _wait_while(LoopThread.holds_process, _say_what_for, _cancel)
+        _over = True
+    ending = live.copy()
+    for loop_thread in ending:
+        loop_thread.close(cancel=cancelling)
+    _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
+    for loop_thread in ending - live:
+        loop_thread.join()
+
+
+def _cancel_all(interrupted_by: str) -> None:
+    logger.warning("interrupted at exit%s: cancelling %s", interrupted_by, _summary(live.copy()))
+    _end_all(cancelling=True)
+
+
+def _abandon_all(interrupted_by: str) -> None:
+    logger.warning("abandoned at exit, since interrupted again%s: %s", interrupted_by, _summary(live.copy()))
 
 
 def _say_what_for(busy: list[LoopThread]) -> None:
@@ -143,6 +156,8 @@ def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> s
         for task, daemon in loop_thread.tasks.copy().items()
         if daemons or not daemon
     ]
+    if not tasks:
+        return "asyncio tasks, async generators or executor threads that were left"
     names = [task._progress() for task in tasks[:_MOST_NAMES]]
     if len(tasks) > _MOST_NAMES:
         names.append("…")

@@ -210,10 +210,10 @@ class BackgroundLoop:
             loop_thread = self._loop_thread
             if loop_thread is not None and (loop_thread.open or self._is_own_thread()):
                 return loop_thread  # its own tasks may start others until it has ended
-            if self._shut_down or (loop_thread is not None and loop_thread.closing):
+            if self._shut_down:
                 raise LoopClosedError(f"the background loop {self._name!r} was shut down")
             hold_process()
-            if is_over():
+            if is_over() or (loop_thread is not None and loop_thread.closing):
                 raise LoopClosedError(_PROCESS_ENDS)
             made = self._make_thread()
             made.start()

@@ -285,7 +285,7 @@ async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> No
 
 
 async def _rest(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> bool:
-    """`Channel.rest`, in which a cancellation by the generator's own timeout, say, reaches it at its `yield`."""
+    """`Channel.rest`; what the generator's own timeout cancels, say, is cancelled at its `yield`."""
     while True:
         try:
             return await channel.rest()

@@ -622,6 +622,38 @@ def test_a_long_cleanup_is_explained(run: RunPython) -> None:
     )
 
 
+def test_what_is_no_eager_task_is_said_to_be_waited_for(run: RunPython) -> None:
+    """As a thread of the loop's default executor, which goes on when its awaiter has given up."""
+    source = """
+        from staging import *
+        import logging
+        from eager_async import _exit
+
+        class Opens(logging.Handler):
+            def emit(self, record):
+                go_on.set()
+
+        @eager
+        async def give_up():
+            try:
+                await asyncio.wait_for(asyncio.to_thread(go_on.wait), 0.01)
+            except TimeoutError:
+                say("gave up")
+
+        _exit._SAY_AFTER = 0.05
+        go_on = threading.Event()
+        logging.getLogger("eager_async").addHandler(Opens())
+        logging.getLogger("eager_async").addHandler(logging.StreamHandler())
+        give_up().result()
+    """
+    check(
+        run(source),
+        "gave up",
+        stderr="the process waits for the cleanup of asyncio tasks, async generators or executor threads "
+        "that were left",
+    )
+
+
 # Ctrl-C
 
 
@@ -702,6 +734,66 @@ def test_a_second_ctrl_c_ends_the_process_at_once(run: RunPython, set_up: str) -
 
 
 @posix_signals
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_handler_that_raises_at_the_exit_cancels_the_rest(run: RunPython, number: str) -> None:
+    """As a Ctrl-C does: with the usual `sys.exit` for SIGTERM, cleanup runs, and there is no traceback."""
+    source = f"""
+        from staging import *
+        import sys
+
+        @eager
+        async def endless():
+            try:
+                await main_end()
+                await asyncio.sleep(0.05)
+                signal.pthread_kill(threading.main_thread().ident, signal.{number})
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.sleep(0.05)
+                say("cleaned up")
+
+        signal.signal(signal.{number}, lambda *_: sys.exit(3))
+        endless()
+    """
+    check(
+        run(source),
+        "cleaned up",
+        stderr=r"interrupted at exit by SystemExit: cancelling 1 eager task: endless\(\) [^\n]*",
+    )
+
+
+@posix_signals
+@pytest.mark.parametrize("most", [2, 3])
+def test_ctrl_c_while_the_one_before_is_being_logged_counts(run: RunPython, most: int) -> None:
+    """However soon the next one comes, nothing but the log lines tells of them."""
+    source = f"""
+        from staging import *
+        import logging
+
+        class Presses(logging.StreamHandler):
+            def emit(self, record):
+                super().emit(record)
+                if len(pressed) < {most}:
+                    pressed.append(True)
+                    signal.raise_signal(signal.SIGINT)
+
+        @eager
+        async def endless():
+            await interrupt_main()
+            await asyncio.get_running_loop().create_future()
+
+        pressed = [True]
+        logging.getLogger("eager_async").addHandler(Presses())
+        endless()
+    """
+    check(
+        run(source),
+        stderr=r"interrupted at exit: cancelling 1 eager task: endless\(\) [^\n]*\n"
+        r"abandoned at exit, since interrupted again: 1 eager task: endless\(\) [^\n]*",
+    )
+
+
+@posix_signals
 def test_ctrl_c_at_the_exit_gets_through_where_a_wait_cannot_be_interrupted(run: RunPython) -> None:
     """As on Windows before 3.14: the process waits in short pieces, and looks in between."""
     source = """
@@ -746,15 +838,15 @@ def test_calls_after_the_wait_are_refused(run: RunPython, used_before: bool) -> 
             for call in (work, lambda: BackgroundLoop().create_task(work.__wrapped__())):
                 try:
                     call()
-                except LoopClosedError:
-                    say("refused")
+                except LoopClosedError as exc:
+                    say("refused, since", "the process is ending" in str(exc))
             say([thread.name for thread in threading.enumerate() if thread.name.startswith("eager")])
 
         if {used_before}:
             work().result()
         threading.Thread(target=late).start()
     """
-    check(run(source), *["ran"][: int(used_before)], "refused", "refused", "[]")
+    check(run(source), *["ran"][: int(used_before)], "refused, since True", "refused, since True", "[]")
 
 
 @threads_at_exit
