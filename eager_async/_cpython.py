@@ -254,8 +254,22 @@ def new_thread(target: Callable[[], None], name: str) -> threading.Thread:
     return threading.Thread(target=target, name=name, daemon=True)
 
 
+_count_up: Callable[[object], None] | None = None
+
+
+def prepare_keeping() -> None:
+    """Get ready for `keep_for_ever` in the child of a fork that is about to come.
+
+    It takes an import, whose lock would stay locked there if another thread held it at the fork.
+    """
+    global _count_up  # noqa: PLW0603
+    with contextlib.suppress(ImportError):  # not every Python has it
+        import ctypes  # noqa: PLC0415  only a process that forks beside its loops needs it
+
+        _count_up = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_IncRef", ctypes.pythonapi))
+
+
 def keep_for_ever(thing: object) -> None:
     """Keep an object, and all that it refers to, from being collected, even when the process ends."""
-    import ctypes  # noqa: PLC0415  only a forked child with inherited loops needs it
-
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    if _count_up is not None:
+        _count_up(thing)

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from eager_async import _call_queue, _failure, _limit, _loop_thread
-from eager_async._cpython import keep_for_ever
+from eager_async._cpython import keep_for_ever, prepare_keeping
 from eager_async._exit import hold_process
 from eager_async._loop import BackgroundLoop, instances
 
@@ -69,6 +69,12 @@ def shared_thread() -> LoopThread:
     return shared_loop()._admitting_thread()
 
 
+def _get_ready() -> None:
+    """Before a fork."""
+    if _loop_thread.live:
+        prepare_keeping()
+
+
 def _begin_anew() -> None:
     """In a forked child: leave the parent's loops alone, and start others on the next use."""
     global _lock  # noqa: PLW0603
@@ -87,6 +93,6 @@ def _begin_anew() -> None:
 
 
 if sys.platform != "win32":  # it has no fork
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(before=_get_ready, after_in_child=_begin_anew)
 
 hold_process()

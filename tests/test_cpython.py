@@ -596,7 +596,7 @@ def test_what_is_kept_for_ever_is_not_even_collected_at_exit(run_python: RunPyth
     done = run_python(
         """
         import gc
-        from eager_async._cpython import keep_for_ever
+        from eager_async._cpython import keep_for_ever, prepare_keeping
 
         class Thing:
             def __init__(self, name):
@@ -605,6 +605,7 @@ def test_what_is_kept_for_ever_is_not_even_collected_at_exit(run_python: RunPyth
             def __del__(self):
                 print("collected", self.name)
 
+        prepare_keeping()
         keep_for_ever([Thing("kept")])
         let_go = [Thing("let go")]
         del let_go

@@ -357,6 +357,50 @@ def test_a_fork_while_other_threads_submit(run: RunPython) -> None:
     check(run(source, options=FORK_WITH_THREADS, timeout=60), *["child ended 0"] * 50, "[True, True, True]")
 
 
+def test_an_import_that_is_under_way_at_the_fork_does_not_block_the_child(run: RunPython) -> None:
+    """Of what the library itself needs there: `ctypes`, to keep what the child inherits."""
+    source = """
+        from staging import *
+        import importlib.abc
+        import time
+
+        class Slow(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "_ctypes":
+                    importing.set()
+                    forking.wait()
+                    time.sleep(0.05)  # the fork comes now, or waits for this import
+
+        assert "ctypes" not in sys.modules
+        importing, forking = threading.Event(), threading.Event()
+        sys.meta_path.insert(0, Slow())
+        os.register_at_fork(before=forking.set)
+        double(1).result()
+        thread = threading.Thread(target=__import__, args=["ctypes"])
+        thread.start()
+        importing.wait()
+        fork(lambda: say(double(2).result()))
+        thread.join()
+    """
+    check(run(source, options=FORK_WITH_THREADS), "4", "child ended 0")
+
+
+def test_a_python_without_ctypes_can_fork(run: RunPython) -> None:
+    """Nothing is printed, and the child has loops of its own."""
+    source = """
+        from staging import *
+
+        sys.modules["ctypes"] = None
+        work = Work()
+        task = eager(work)()
+        work.begun.wait()
+        fork(lambda: say(double(2).result()))
+        work.go_on.set()
+        say(task.result())
+    """
+    check(run(source, options=FORK_WITH_THREADS), "4", "child ended 0", "finally", "worked")
+
+
 def test_locks_held_at_the_fork_do_not_block_the_child(run: RunPython) -> None:
     """Threads that start or end a loop, or wait for tasks, at the fork hold nobody up in the child."""
     source = """
