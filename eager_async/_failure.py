@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # All that still exist: those that nobody has retrieved are reported when the process ends.
 _living: set[weakref.ref[Failure]] = set()
+
+# The attribute itself: an exception's class may refuse to have any set, as a frozen dataclass does.
+_context_of: Final[Any] = BaseException.__dict__["__context__"]
 
 
 class Failure:
@@ -41,7 +44,7 @@ class Failure:
     def retrieve(self) -> BaseException:
         """Return the exception as the coroutine left it; it counts as seen from now on."""
         self._report = None
-        self.exception.__context__ = self._context
+        _context_of.__set__(self.exception, self._context)
         return self.exception.with_traceback(self.traceback)
 
     def throw(self) -> NoReturn:
@@ -51,7 +54,7 @@ class Failure:
         try:
             raise exception
         finally:
-            exception.__context__ = self._context
+            _context_of.__set__(exception, self._context)
             del exception, self  # no cycle through this frame
 
     def report(self) -> None:

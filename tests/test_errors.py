@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import gc
 import re
 import sys
@@ -347,6 +348,22 @@ def test_what_somebody_adds_by_raising_it_is_gone_with_the_next_retrieval() -> N
             raise_elsewhere(exc)
         assert isinstance(exc.__context__, OSError)
     assert asked_for(task).__context__ is None
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """One on which nothing can be set."""
+
+    code: int
+
+
+@retrievals
+def test_an_exception_that_is_frozen_comes_out_as_itself(
+    retrieve: Callable[[EagerTask[None]], BaseException],
+) -> None:
+    """Its class may refuse to set attributes, as a frozen dataclass does."""
+    error = FrozenError(404)
+    assert retrieve(fail_later(error)) is error
 
 
 def test_the_cause_stays() -> None:
