@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from asyncio import Task
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Failure:
     Threads: any, at any time. Two that retrieve at one moment may see each other's frames.
     """
 
-    __slots__ = ("__weakref__", "_context", "_report", "exception", "traceback")
+    __slots__ = ("__weakref__", "_context", "_drivers", "_report", "_seen", "exception", "traceback")
 
     def __init__(self, exception: BaseException, report: Callable[[BaseException], object] | None) -> None:
         """Keep an exception.
@@ -38,24 +39,48 @@ class Failure:
         self.traceback = exception.__traceback__
         self._context = exception.__context__
         self._report = report
+        self._seen = False  # whether somebody has retrieved it, and not only a driver
+        self._drivers: list[weakref.ref[Task[Any]]] = []  # those that ended with it
         if report is not None:
             _living.add(weakref.ref(self, _living.discard))
 
     def retrieve(self) -> BaseException:
         """Return the exception as the coroutine left it; it counts as seen from now on."""
-        self._report = None
-        _context_of.__set__(self.exception, self._context)
-        return self.exception.with_traceback(self.traceback)
+        self._seen = True
+        for reference in self._drivers:
+            driver = reference()
+            if driver is not None:
+                driver.exception()  # asyncio need not report it
+        return self._restore()
 
-    def throw(self) -> NoReturn:
-        """Raise the exception; what the calling thread is handling doesn't become its context."""
+    def throw(self, driver: object = None) -> NoReturn:
+        """Raise the exception; what the calling thread is handling doesn't become its context.
+
+        Args:
+            driver: Who ends with it. An asyncio task will report the exception itself if nobody retrieves
+                it there, nor has anywhere else.
+        """
         __tracebackhide__ = True
-        exception = self.retrieve()
+        if isinstance(driver, Task):
+            driver.add_done_callback(self._add_driver)  # pyright: ignore[reportUnknownMemberType]
+            exception = self._restore()
+        else:
+            exception = self.retrieve()
         try:
             raise exception
         finally:
             _context_of.__set__(exception, self._context)
-            del exception, self  # no cycle through this frame
+            del exception, driver, self  # no cycle through this frame
+
+    def _add_driver(self, driver: Task[Any]) -> None:
+        self._drivers.append(weakref.ref(driver))
+        if self._seen:  # looked at after that, as others set it and then look for drivers
+            driver.exception()
+
+    def _restore(self) -> BaseException:
+        self._report = None
+        _context_of.__set__(self.exception, self._context)
+        return self.exception.with_traceback(self.traceback)
 
     def report(self) -> None:
         """Report the exception if nobody has retrieved it, and no second time."""

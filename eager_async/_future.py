@@ -114,14 +114,14 @@ class EagerFuture(concurrent.futures.Future[T]):
             self._raise(CancelledError if running_loop() else BlockingCancelledError)
         return self._result.retrieve() if self._status == FAILED else None
 
-    def _raise(self, cancelled_error: type[CancelledError]) -> NoReturn:
+    def _raise(self, cancelled_error: type[CancelledError], driver: object = None) -> NoReturn:
         __tracebackhide__ = True
         try:
             if self._status == FAILED:
-                self._result.throw()
+                self._result.throw(driver)
             raise cancelled_error(*self._result)
         finally:
-            del self
+            del self, driver
 
     def _block(self, timeout: float | None, remedy: str = "`await task` in place of `task.result()`") -> None:
         """Wait until done, or raise."""
@@ -210,8 +210,8 @@ class EagerFuture(concurrent.futures.Future[T]):
             return Awaiter(loop, None)
         return Awaiter(loop, call_queue(loop))
 
-    def _outcome(self, request: CancelRequest | None) -> T:
-        """What an awaiter gets, who may have asked for a cancellation."""
+    def _outcome(self, request: CancelRequest | None, driver: object = None) -> T:
+        """What an awaiter gets, who may have asked for a cancellation, and may be a driver."""
         __tracebackhide__ = True
         try:
             if request is not None and not request.in_time:
@@ -219,9 +219,9 @@ class EagerFuture(concurrent.futures.Future[T]):
             if self._status == FINISHED:
                 result: T = self._result
                 return result
-            self._raise(CancelledError)
+            self._raise(CancelledError, driver)
         finally:
-            del self  # no cycle, as in `result`
+            del self, driver  # no cycle, as in `result`
 
     def _check_awaiter(self) -> None:
         """Raise if the awaiter, on this loop, is what it waits for."""

@@ -307,16 +307,15 @@ class EagerTask(_Base[T]):
         if self._loop_thread is None and self._requests is None and self._status == FINISHED:
             raise StopIteration(self._result)
         __tracebackhide__ = True
-        driver = None
+        driver = _driver()
         try:
             if self._loop_thread is not None:
-                driver = _driver()
                 awaiter = self._new_awaiter()
                 if self._call_when_done(driver, awaiter):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future
-            request = None if self._requests is None else self._requests.pop(_driver(), None)
-            raise StopIteration(self._outcome(request))
+            request = None if self._requests is None else self._requests.pop(driver, None)
+            raise StopIteration(self._outcome(request, driver))
         finally:
             del self, driver  # no cycle from the exception through this frame
 

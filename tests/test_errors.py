@@ -576,6 +576,54 @@ def test_an_exception_that_was_retrieved_before_the_end_of_a_wait_is_not_reporte
     assert reports == []
 
 
+@pytest.mark.parametrize("how", ["awaited", "asked for", "asked for elsewhere"])
+@pytest.mark.parametrize("late", [False, True], ids=["together", "later"])
+def test_who_gave_up_behind_a_shield_reports_nothing_that_another_retrieves(how: str, *, late: bool) -> None:
+    """The asyncio task that `shield` makes ends with the exception too, and nobody looks at it there."""
+
+    @eager
+    async def fail_at(event: threading.Event) -> None:
+        await asyncio.to_thread(event.wait)
+        raise ValueError("no")
+
+    async def share() -> None:
+        event = threading.Event()
+        task = fail_at(event)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(task), 0.01)
+        abandoned = asyncio.all_tasks() - {asyncio.current_task()}
+        event.set()
+        if late:
+            await asyncio.wait(abandoned)
+        if how == "awaited":
+            with pytest.raises(ValueError, match="no"):
+                await task
+        elif how == "asked for":
+            assert isinstance(task.exception(), ValueError)
+        else:
+            assert isinstance(await asyncio.to_thread(task.exception), ValueError)
+        if not late:
+            await asyncio.wait(abandoned)
+
+    asyncio.run(share())
+    gc.collect()
+
+
+def test_what_nobody_but_an_abandoned_driver_got_is_reported_once(
+    expected_log: Callable[[str], None],
+) -> None:
+    """By asyncio, whose task it is."""
+    expected_log("(?s)Task exception was never retrieved.*ValueError: no")
+
+    async def share() -> None:
+        task = fail_later(ValueError("no"))
+        driver = asyncio.ensure_future(task)
+        await asyncio.wait([driver])
+
+    asyncio.run(share())
+    gc.collect()
+
+
 def test_looking_at_a_task_is_not_retrieving(reports: list[dict[str, Any]]) -> None:
     """Neither waiting, polling, printing nor a callback that doesn't ask counts."""
     task = fail_later(ValueError("no"))
