@@ -92,16 +92,31 @@ def start_by_hand(
     """
     try:
         factory: Callable[..., Any] | None = loop.get_task_factory()
+        make: Callable[..., Any]
         if factory is not None:
-            # Factories differ in the arguments that they accept (python/cpython#133745): it gets none.
-            return _step_by_hand(owner, loop, coro, context, functools.partial(factory, loop))
-        if isinstance(loop, asyncio.BaseEventLoop):
+            make = functools.partial(_make_named, factory, loop, name)
+        elif isinstance(loop, asyncio.BaseEventLoop):
             return _step_on_3_11(owner, loop, asyncio.Task(coro, loop=loop, name=name, context=context))
-        make: Callable[..., Any] = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
+        else:
+            make = functools.partial(asyncio.Task, loop=loop, name=name, context=context)
         return _step_by_hand(owner, loop, coro, context, make)
     finally:
         # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
         del owner, context
+
+
+def _make_named(
+    factory: Callable[..., asyncio.Task[Any]],
+    loop: asyncio.AbstractEventLoop,
+    name: str,
+    coro: Coroutine[Any, Any, Any],
+) -> asyncio.Task[Any]:
+    task = factory(
+        loop, coro
+    )  # no more arguments: factories differ in what they accept (python/cpython#133745)
+    with contextlib.suppress(AttributeError):  # it needn't be asyncio's
+        task.set_name(name)
+    return task
 
 
 def _step_by_hand(

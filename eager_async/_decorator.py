@@ -255,6 +255,11 @@ def eager(
 
     def decorate(function: Any, /) -> _EagerFunction:
         _check_function(function)
+        if limit is not None and isinstance(function, _EagerFunction | _BoundFunction):
+            raise TypeError(
+                f"{function!r} is eager already: its calls start before a limit can hold them up; "
+                f"write `eager(limit={limit})(function.__wrapped__)`"
+            )
         places = None if limit is None else Limit(limit)
         return _EagerFunction(function, _task_starter(loop, task_name(_plain(function)), daemon, places))
 

@@ -252,7 +252,8 @@ def task_name(function_or_coro: Any) -> str:
     """How a function's tasks are called: `fetch()`."""
     while isinstance(function_or_coro, functools.partial):
         function_or_coro = function_or_coro.func
-    name = getattr(function_or_coro, "__qualname__", type(function_or_coro).__qualname__)
+    default = getattr(function_or_coro, "__name__", type(function_or_coro).__qualname__)
+    name = getattr(function_or_coro, "__qualname__", default)
     return f"{name.rpartition('<locals>.')[2]}()"
 
 

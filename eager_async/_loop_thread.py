@@ -213,7 +213,7 @@ class LoopThread:
         next_check = now + self._check_every
         deadline = None if timeout is None else now + timeout
         while True:
-            until = next_check if deadline is None else min(next_check, deadline)
+            until = next_check if deadline is None else min(deadline, next_check)
             pause = max(until - now, 0)
             if UNINTERRUPTIBLE_WAIT is not None:
                 pause = min(pause, UNINTERRUPTIBLE_WAIT)

@@ -10,7 +10,7 @@ from _thread import allocate_lock
 from asyncio import CancelledError, current_task
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._cpython import (
     CANCELLED,
@@ -114,6 +114,8 @@ class EagerTask(_Base[T]):
         loop_thread: Any = self._loop_thread
         if self._asked is not None:
             self._asked.in_time = True
+            if isinstance(coro, EagerTask):  # which has begun by itself
+                coro._cancel_for_awaiter(CancelRequest(self._asked.message))
             coro.close()
             self._end(CANCELLED, self._asked.arguments)
             return
@@ -410,6 +412,11 @@ class EagerTask(_Base[T]):
         return failure
 
     @override
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Not for users: raises TypeError. A copy would never end."""
+        raise TypeError("a task can't be copied or pickled; its result can: write `task.result()`")
+
+    @override
     def __repr__(self) -> str:
         return f"<EagerTask {id(self):#x} {self._name} {self._state_text()}, {self._call_text()}>"
 
@@ -434,8 +441,8 @@ class EagerTask(_Base[T]):
         if self._status == CANCELLED:
             return "cancelled"
         if self._status == FAILED:
-            return f"raised {reprlib.repr(self._result.exception)}"
-        return returned or f"returned {reprlib.repr(self._result)}"
+            return f"raised {_short_repr(self._result.exception)}"
+        return returned or f"returned {_short_repr(self._result)}"
 
     @override
     def _timeout_error(self, timeout: float | None) -> ResultTimeoutError:
@@ -461,6 +468,13 @@ class EagerTask(_Base[T]):
         loop_thread.call_soon(give_answer)
         answered.acquire(True, _LONGEST_READING)  # noqa: FBT003
         return answer[0] if answer else None
+
+
+def _short_repr(thing: object) -> str:
+    try:
+        return reprlib.repr(thing)
+    except Exception:  # of a class named as a built-in, which it is taken for (up to 3.13)
+        return object.__repr__(thing)
 
 
 def _driver() -> object:

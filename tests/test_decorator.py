@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import concurrent.futures
 import copy
 import functools
 import importlib
@@ -220,6 +221,26 @@ def test_an_eager_function_can_be_decorated_again() -> None:
     """Decorating twice does no harm: the result and the name are as with one decorator."""
     task = eager(add)(1)
     assert (task.result(WAIT), task.get_name()) == (2, "add()")
+
+
+def test_an_eager_call_that_is_handed_to_a_loop_is_cancelled_with_its_task() -> None:
+    """Also before that task has begun; it goes by the function's name."""
+
+    @eager
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    release = threading.Event()
+    inner = wait_for_ever()
+    with BackgroundLoop() as other:
+        other.asyncio_loop.call_soon_threadsafe(release.wait)
+        outer = other.create_task(inner)
+        assert outer.get_name() == "wait_for_ever()"
+        outer.cancel()
+        release.set()
+        concurrent.futures.wait([inner, outer], WAIT)
+    assert inner.cancelled()
+    assert outer.cancelled()
 
 
 def test_decorating_takes_options_or_none() -> None:

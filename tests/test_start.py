@@ -505,11 +505,15 @@ def test_the_body_is_inside_an_asyncio_task(*, nested: bool) -> None:
 
 @pytest.mark.parametrize("nested", [False, True], ids=["from a thread", "on the loop"])
 def test_a_task_factory_makes_the_task(task_factory: TaskFactory | None, *, nested: bool) -> None:
-    """The user's own factory is asked for each call's task."""
+    """The user's own factory is asked for each call's task, which then is named as it is without one."""
 
     @eager
     async def body() -> type:
-        return type(asyncio.current_task())
+        await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.get_name().endswith("body()")
+        return type(task)
 
     @eager
     async def outer() -> type:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import copy
 import io
+import pickle
 import re
 import signal
 import sys
@@ -535,10 +537,32 @@ def test_repr_is_short_and_survives_a_bad_result() -> None:
         def __repr__(self) -> str:
             raise ValueError("bad repr")
 
-    for value in ("x" * 100_000, list(range(100_000)), Bad()):
+    class deque:  # noqa: N801
+        """Not the one that `reprlib` knows by this name."""
+
+    for value in ("x" * 100_000, list(range(100_000)), Bad(), deque()):
         task = answer(value)
         task.result()
         assert len(repr(task)) < 250
+
+
+def test_a_task_is_not_copied_or_pickled() -> None:
+    """A copy would never end; deep copies of what refers to a task, and pickles, raise as well."""
+    for task in (sleep_for_ever(), answer()):
+        for take in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match=r"its result can: write `task\.result\(\)`"):
+                take(task)
+        task.cancel()
+        concurrent.futures.wait([task])
+
+
+def test_a_timeout_that_is_no_number_raises() -> None:
+    """As in `concurrent.futures`, and doesn't wait for ever."""
+    task = sleep_for_ever()
+    with pytest.raises(ValueError, match=r"(?i)nan"):
+        task.result(float("nan"))
+    task.cancel()
+    concurrent.futures.wait([task])
 
 
 def test_get_coro_is_the_coroutine_until_the_end() -> None:
