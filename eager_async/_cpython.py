@@ -111,9 +111,8 @@ def _make_named(
     name: str,
     coro: Coroutine[Any, Any, Any],
 ) -> asyncio.Task[Any]:
-    task = factory(
-        loop, coro
-    )  # no more arguments: factories differ in what they accept (python/cpython#133745)
+    # Without more arguments: factories differ in those that they accept (python/cpython#133745).
+    task = factory(loop, coro)
     with contextlib.suppress(AttributeError):  # it needn't be asyncio's
         task.set_name(name)
     return task
@@ -269,7 +268,7 @@ def new_thread(target: Callable[[], None], name: str) -> threading.Thread:
     return threading.Thread(target=target, name=name, daemon=True)
 
 
-_count_up: Callable[[object], None] | None = None
+_count_up: Callable[[object], None] | None = None  # CPython's `Py_IncRef`
 
 
 def prepare_keeping() -> None:

@@ -51,9 +51,9 @@ def _finish() -> None:
     if _over:
         return  # arranged more than once
     by = ""
-    for end in _end_all, _cancel_all, _abandon_all:
+    for step in _wait_for_all, _cancel_all, _abandon_all:
         try:
-            end(by)
+            step(by)
             break
         except BaseException as exc:
             _over = True
@@ -61,7 +61,20 @@ def _finish() -> None:
     report_unretrieved()
 
 
-def _end_all(_: str = "", *, cancelling: bool = False) -> None:
+def _wait_for_all(_: str) -> None:
+    _end_all(cancelling=False)
+
+
+def _cancel_all(interrupted_by: str) -> None:
+    logger.warning("interrupted at exit%s: cancelling %s", interrupted_by, _summary(live.copy()))
+    _end_all(cancelling=True)
+
+
+def _abandon_all(interrupted_by: str) -> None:
+    logger.warning("abandoned at exit, since interrupted again%s: %s", interrupted_by, _summary(live.copy()))
+
+
+def _end_all(*, cancelling: bool) -> None:
     global _over  # noqa: PLW0603
     if not _over:
         _wait_while(LoopThread.holds_process, _say_what_for, _cancel)
@@ -72,15 +85,6 @@ def _end_all(_: str = "", *, cancelling: bool = False) -> None:
     _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
     for loop_thread in ending - live:
         loop_thread.join()
-
-
-def _cancel_all(interrupted_by: str) -> None:
-    logger.warning("interrupted at exit%s: cancelling %s", interrupted_by, _summary(live.copy()))
-    _end_all(cancelling=True)
-
-
-def _abandon_all(interrupted_by: str) -> None:
-    logger.warning("abandoned at exit, since interrupted again%s: %s", interrupted_by, _summary(live.copy()))
 
 
 def _say_what_for(busy: list[LoopThread]) -> None:

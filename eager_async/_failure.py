@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from asyncio import Task
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from collections.abc import Callable
 
 # All that still exist: those that nobody has retrieved are reported when the process ends.
@@ -53,19 +53,19 @@ class Failure:
                 driver.exception()  # asyncio need not report it
         return self._restore()
 
-    def throw(self, driver: object = None) -> NoReturn:
+    def throw(self, driver: Task[Any] | None = None) -> NoReturn:
         """Raise the exception; what the calling thread is handling doesn't become its context.
 
         Args:
-            driver: Who ends with it. An asyncio task will report the exception itself if nobody retrieves
-                it there, nor has anywhere else.
+            driver: An asyncio task that ends with it. It will report the exception itself if nobody
+                retrieves it there, nor has anywhere else.
         """
         __tracebackhide__ = True
-        if isinstance(driver, Task):
-            driver.add_done_callback(self._add_driver)  # pyright: ignore[reportUnknownMemberType]
-            exception = self._restore()
-        else:
+        if driver is None:
             exception = self.retrieve()
+        else:
+            driver.add_done_callback(self._add_driver)
+            exception = self._restore()
         try:
             raise exception
         finally:

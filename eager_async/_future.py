@@ -114,7 +114,9 @@ class EagerFuture(concurrent.futures.Future[T]):
             self._raise(CancelledError if running_loop() else BlockingCancelledError)
         return self._result.retrieve() if self._status == FAILED else None
 
-    def _raise(self, cancelled_error: type[CancelledError], driver: object = None) -> NoReturn:
+    def _raise(
+        self, cancelled_error: type[CancelledError], driver: asyncio.Task[Any] | None = None
+    ) -> NoReturn:
         __tracebackhide__ = True
         try:
             if self._status == FAILED:
@@ -210,7 +212,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             return Awaiter(loop, None)
         return Awaiter(loop, call_queue(loop))
 
-    def _outcome(self, request: CancelRequest | None, driver: object = None) -> T:
+    def _outcome(self, request: CancelRequest | None, driver: asyncio.Task[Any] | None = None) -> T:
         """What an awaiter gets, who may have asked for a cancellation, and may be a driver."""
         __tracebackhide__ = True
         try:

@@ -317,7 +317,9 @@ class EagerTask(_Base[T]):
                     awaiter.future._asyncio_future_blocking = True  # as `yield from` would set
                     return awaiter.future
             request = None if self._requests is None else self._requests.pop(driver, None)
-            raise StopIteration(self._outcome(request, driver))
+            if not isinstance(driver, asyncio.Task) or driver.get_coro() is not self:
+                driver = None  # it is driven by hand, and who does that gets what it raises
+            raise StopIteration(self._outcome(request, driver))  # pyright: ignore[reportUnknownArgumentType]
         finally:
             del self, driver  # no cycle from the exception through this frame
 
@@ -477,7 +479,7 @@ def _short_repr(thing: object) -> str:
         return object.__repr__(thing)
 
 
-def _driver() -> object:
+def _driver() -> Any:
     """Who drives a coroutine now: the asyncio task that runs in this thread, else the loop, else None."""
     loop = running_loop()
     return None if loop is None else current_task(loop) or loop

@@ -609,6 +609,26 @@ def test_who_gave_up_behind_a_shield_reports_nothing_that_another_retrieves(how:
     gc.collect()
 
 
+def test_who_drives_a_task_by_hand_has_retrieved_what_it_raises() -> None:
+    """An asyncio task that catches it, and then fails otherwise, is not taken for one that ended with it."""
+
+    async def drive_and_fail() -> None:
+        task = fail_later(ValueError("no"))
+        await asyncio.to_thread(concurrent.futures.wait, [task])
+        with pytest.raises(ValueError, match="no"):
+            task.send(None)
+        assert isinstance(task.exception(), ValueError)
+        raise LookupError
+
+    async def main() -> None:
+        failing = asyncio.ensure_future(drive_and_fail())
+        await asyncio.wait([failing])
+        assert failing._log_traceback  # type: ignore[attr-defined]  # it is still to be reported
+        assert isinstance(failing.exception(), LookupError)
+
+    asyncio.run(main())
+
+
 def test_what_nobody_but_an_abandoned_driver_got_is_reported_once(
     expected_log: Callable[[str], None],
 ) -> None:
