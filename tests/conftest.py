@@ -19,6 +19,7 @@ import pytest
 
 import eager_async
 from eager_async import BackgroundLoop, set_shared_loop, shared_loop
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +125,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if marker := item.get_closest_marker("untraced"):
                 item.add_marker(pytest.mark.skip(reason=f"not under coverage: {marker.args[0]}"))
+
+
+@pytest.fixture
+def _frequent_switches() -> Iterator[None]:
+    with frequent_switches():
+        yield
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -59,19 +60,6 @@ async def happening(event: threading.Event) -> None:
     """Wait for another thread, and let all that is ready on this loop run first."""
     await asyncio.sleep(0)
     assert await asyncio.to_thread(event.wait, PATIENCE)
-
-
-def in_threads(*functions: Callable[[], Any]) -> list[Any]:
-    """Run functions at one moment, each in a thread of its own."""
-    barrier = threading.Barrier(len(functions))
-
-    def run(function: Callable[[], Any]) -> Any:
-        barrier.wait(PATIENCE)
-        return function()
-
-    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
-        futures = [pool.submit(run, function) for function in functions]
-        return [future.result() for future in futures]
 
 
 def turn(loop: BackgroundLoop) -> None:
@@ -774,16 +762,7 @@ def test_finished_drivers_are_not_kept_by_the_task() -> None:
     asyncio.run(main())
 
 
-@pytest.fixture
-def frequent_switches() -> Iterator[None]:
-    """Have threads interrupt one another all the time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_no_wake_up_is_lost_between_loops() -> None:
     """Tasks that end while several loops in several threads begin to await them: all go on."""
 

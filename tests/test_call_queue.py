@@ -9,7 +9,6 @@ import gc
 import itertools
 import os
 import select
-import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from eager_async._call_queue import CallQueue, _Descriptor, call_queue
 from interrupter import Interrupter, in_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 WAIT = 10  # seconds, for what comes at once
 
@@ -71,14 +70,6 @@ def loop() -> ManualLoop:
 def queue(loop: ManualLoop) -> CallQueue:
     """The queue of that loop."""
     return CallQueue(loop)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def _switching_often() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 def run_interrupted(work: Callable[[], object], interruptions: dict[int, Callable[[], object]]) -> bool:
@@ -259,7 +250,7 @@ def test_a_signal_handler_may_wait_after_another_thread_has_queued(
                 break
 
 
-@pytest.mark.usefixtures("_switching_often")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_no_call_is_lost_under_stress() -> None:
     """Eight threads at once, calls in bursts and one by one: all are made, each thread's in order."""
     made: list[tuple[int, int]] = []

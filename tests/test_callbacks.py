@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -538,21 +538,16 @@ def test_each_callback_is_called_once_whenever_it_is_added() -> None:
                 removed += task.remove_done_callback(listener.heard)
         return removed
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            for _ in range(60):
-                gate, listener, barrier = Gate(), Counter(), threading.Barrier(5)
-                task = wait_for(gate)
-                adding = [
-                    threads.submit(add_and_remove, task, listener, barrier, every) for every in (1, 2, 3, 4)
-                ]
-                barrier.wait()
-                gate.open()
-                removed = sum(future.result() for future in adding)
-                task.result()
-                settled()
-                assert listener.calls + removed == 40
-    finally:
-        sys.setswitchinterval(interval)
+    with frequent_switches(), ThreadPoolExecutor(4) as threads:
+        for _ in range(60):
+            gate, listener, barrier = Gate(), Counter(), threading.Barrier(5)
+            task = wait_for(gate)
+            adding = [
+                threads.submit(add_and_remove, task, listener, barrier, every) for every in (1, 2, 3, 4)
+            ]
+            barrier.wait()
+            gate.open()
+            removed = sum(future.result() for future in adding)
+            task.result()
+            settled()
+            assert listener.calls + removed == 40

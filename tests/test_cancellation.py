@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
+from threads import in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -97,19 +98,6 @@ def occupied(loop: BackgroundLoop) -> Iterator[None]:
         task.result(PATIENCE)
 
 
-def in_threads(*functions: Callable[[], Any]) -> list[Any]:
-    """Run functions at one moment, each in a thread of its own."""
-    barrier = threading.Barrier(len(functions))
-
-    def run(function: Callable[[], Any]) -> Any:
-        barrier.wait(PATIENCE)
-        return function()
-
-    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
-        futures = [pool.submit(run, function) for function in functions]
-        return [future.result() for future in futures]
-
-
 def outcome(get: Callable[[], Any]) -> Any:
     """Return what a call returns, or the exception that it raises."""
     try:
@@ -130,15 +118,6 @@ async def end_of(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
     except BaseException as exc:
         return exc
-
-
-@pytest.fixture
-def frequent_switches() -> Iterator[None]:
-    """Have threads interrupt one another all the time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
 
 
 # The request and the end
@@ -1037,7 +1016,7 @@ class Runs:
         return "ended"
 
 
-@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_cancelled_awaiter_always_raises() -> None:
     """10,000 races of completions with requests of awaiters: no request is lost, nothing hangs."""
 
@@ -1065,7 +1044,7 @@ def test_cancelled_awaiter_always_raises() -> None:
     )
 
 
-@pytest.mark.usefixtures("frequent_switches")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_cancel_races_with_the_end_and_all_agree_on_the_outcome() -> None:
     """10,000 races of completions with `cancel()`: threads and loops that wait see the one outcome."""
     chance = random.Random(3)

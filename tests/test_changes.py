@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from eager_async import EagerTask, eager, shared_loop
+from threads import frequent_switches
 
 WAIT = 10  # seconds, for what comes at once
 
@@ -280,9 +281,7 @@ def test_remedy_keep_state_to_eager_functions() -> None:
             counter[0] = value
             await asyncio.sleep(0)
 
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
+    with frequent_switches():
         tasks: list[EagerTask[None]] = []
         threads = [
             threading.Thread(target=lambda: tasks.extend([increment() for _ in range(10)])) for _ in range(4)
@@ -293,8 +292,6 @@ def test_remedy_keep_state_to_eager_functions() -> None:
             thread.join()
         for task in tasks:
             task.result(WAIT)
-    finally:
-        sys.setswitchinterval(before)
     assert counter == [4 * 10 * 50]
 
 

@@ -75,15 +75,6 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-@pytest.fixture
-def fast_switching() -> Iterator[None]:
-    """Have threads take turns as often as can be."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 # Alone
 
 
@@ -419,7 +410,7 @@ def test_one_who_waits_is_told_once(threads: ThreadPoolExecutor) -> None:
 # Under stress
 
 
-@pytest.mark.usefixtures("fast_switching")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_many_threads_wait_for_the_same_tasks_while_they_end(threads: ThreadPoolExecutor) -> None:
     """Nobody hangs, returns early or sees a task twice."""
 
@@ -456,7 +447,7 @@ def test_many_threads_wait_for_the_same_tasks_while_they_end(threads: ThreadPool
         assert [future.result() for future in waiting] == [True] * 6
 
 
-@pytest.mark.usefixtures("fast_switching")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_the_first_to_wait_may_be_many(threads: ThreadPoolExecutor) -> None:
     """Threads that begin to wait for one task at the same moment are all told."""
     for _ in range(50):

@@ -18,6 +18,7 @@ import pytest
 
 from eager_async import BackgroundLoop, LoopClosedError, _cpython, eager, set_shared_loop, shared_loop
 from eager_async._future import EagerFuture
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -86,12 +87,8 @@ def test_threads_that_are_the_first_to_wait_are_all_woken_up() -> None:
         release.set()
         await asyncio.gather(*waiting)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
+    with frequent_switches():
         shared_loop().create_task(enlist_all()).result(WAIT)
-    finally:
-        sys.setswitchinterval(interval)
     assert len(called) == threads * tasks
 
 

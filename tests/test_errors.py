@@ -18,14 +18,12 @@ import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
 from interrupter import in_package
+from threads import GIL_ENABLED, frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import RunPython
-
-
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 @eager
@@ -395,15 +393,11 @@ def test_many_threads_may_retrieve_at_once() -> None:
             assert blocked_on(task) is exc
             assert asked_for(task) is exc
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
+    with frequent_switches():
         with ThreadPoolExecutor(4) as threads:
             retrieving = [threads.submit(retrieve_often) for _ in range(4)]
         for future in retrieving:
             future.result()
-    finally:
-        sys.setswitchinterval(interval)
     assert frames(asked_for(task)) == ["fail_later", "deeper"]
     assert exc.__context__ is None
 

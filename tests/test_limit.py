@@ -33,6 +33,7 @@ from eager_async import (
 )
 from interrupter import Interrupter, in_module
 from programs import FORK_WITH_THREADS, check, has_fork
+from threads import GIL_ENABLED, frequent_switches, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 20  # seconds, for what comes at once unless it never comes
 
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 PACKAGE = os.path.dirname(eager_async.__file__)
 
 variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable", default=None)
@@ -118,36 +118,12 @@ def turn(*loops: BackgroundLoop) -> None:
             loop.create_task(asyncio.sleep(0)).result(PATIENCE)
 
 
-@contextlib.contextmanager
-def many_switches() -> Iterator[None]:
-    """Have Python switch between threads as often as it can."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-
-
 def outcome(task: EagerTask[Any]) -> object:
     """What comes out of a task: its result, or the exception."""
     try:
         return task.result(PATIENCE)
     except BaseException as exc:
         return exc
-
-
-def in_threads(*functions: Callable[[], Any]) -> list[Any]:
-    """Run functions at one moment, each in a thread of its own."""
-    barrier = threading.Barrier(len(functions))
-
-    def run(function: Callable[[], Any]) -> Any:
-        barrier.wait(PATIENCE)
-        return function()
-
-    with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:
-        futures = [pool.submit(run, function) for function in functions]
-        return [future.result() for future in futures]
 
 
 def has_free_places(function: Callable[[Work], EagerTask[object]], places: int) -> bool:
@@ -1768,7 +1744,7 @@ def test_races_lose_no_call_and_no_place(repetition: int) -> None:
     before = shared_loop()
     with BackgroundLoop() as first, BackgroundLoop() as second:
         loops = [first, second]
-        with many_switches():
+        with frequent_switches():
             seen = in_threads(
                 *(functools.partial(act, random.Random(f"{repetition} {number}")) for number in range(8))
             )

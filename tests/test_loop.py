@@ -119,14 +119,6 @@ def in_threads(number: int, function: Callable[[], object]) -> list[Any]:
 
 
 @pytest.fixture
-def _frequent_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-@pytest.fixture
 def gate() -> Iterator[Gate]:
     """Return a gate of this test's own, which is open in the end."""
     gate = Gate()

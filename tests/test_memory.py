@@ -17,22 +17,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
+from threads import GIL_ENABLED
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-    from subprocess import CompletedProcess
-    from typing import Protocol
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
-    class RunPython(Protocol):
-        """The type of the fixture `run_python`, as far as it is used here."""
-
-        def __call__(self, source: str, *, options: Sequence[str] = ()) -> CompletedProcess[str]: ...
+    from conftest import RunPython
 
 
 variable: contextvars.ContextVar[Thing | None] = contextvars.ContextVar("variable", default=None)
-
-
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 class Thing:

@@ -21,20 +21,15 @@ import pytest
 import eager_async
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_package
+from threads import GIL_ENABLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from subprocess import CompletedProcess
     from types import CodeType, FrameType
-    from typing import Protocol
 
-    class RunPython(Protocol):
-        """The type of the fixture `run_python`, as far as it is used here."""
-
-        def __call__(self, source: str, *, timeout: float = 30) -> CompletedProcess[str]: ...
+    from conftest import RunPython
 
 
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 PACKAGE = os.path.dirname(eager_async.__file__)
 
 # Seconds after which a call that should have ended counts as hanging.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, eager_stream, set_shared_loop, shared_loop
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -73,17 +74,6 @@ def task_factory(request: pytest.FixtureRequest, loop_factory: LoopFactory) -> T
 
     set_shared_loop(BackgroundLoop(loop_factory=make))
     return factory
-
-
-@contextmanager
-def switching_often() -> Iterator[None]:
-    """Have threads take turns after every few instructions."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def in_threads(count: int, work: Callable[[int], object]) -> None:
@@ -231,7 +221,7 @@ def test_calls_of_one_thread_start_in_order() -> None:
         await asyncio.sleep(0)
 
     tasks: list[EagerTask[None]] = []
-    with switching_often():
+    with frequent_switches():
         in_threads(4, lambda thread: tasks.extend([work(thread, number) for number in range(200)]))
     for task in tasks:
         task.result(WAIT)
@@ -797,7 +787,7 @@ def test_threads_that_race_for_the_first_start_get_one_loop() -> None:
             async def where() -> tuple[int, asyncio.AbstractEventLoop]:
                 return threading.get_ident(), asyncio.get_running_loop()
 
-            with switching_often():
+            with frequent_switches():
                 in_threads(20, lambda _, where=where, seen=seen: seen.add(where().result(WAIT)))  # type: ignore[misc]
         assert len(made) == 1
         assert [running for _, running in seen] == made
@@ -870,7 +860,7 @@ def test_a_thousand_calls_from_eight_threads() -> None:
         tasks = [(nested if number % 5 == 0 else work)(number) for number in numbers]
         assert [task.result(WAIT) for task in tasks] == [2 * number for number in numbers]
 
-    with switching_often():
+    with frequent_switches():
         in_threads(8, caller)
     assert sorted(ran) == list(range(1000))
     assert shared_loop().tasks() == set()
@@ -885,7 +875,7 @@ def test_eight_threads_ten_times() -> None:
 
     for _ in range(10):
         shared_loop().shutdown()
-        with switching_often():
+        with frequent_switches():
             in_threads(8, lambda thread: asyncio.run(gathers(thread)))
         assert shared_loop().tasks() == set()
 

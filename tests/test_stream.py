@@ -36,6 +36,7 @@ from eager_async import (
     shared_loop,
 )
 from eager_async._channel import Channel
+from threads import GIL_ENABLED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 END: Any = "the end"
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")
@@ -2260,16 +2260,8 @@ def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytes
 # Races, stressed
 
 
-@pytest.fixture
-def _switching_all_the_time() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
 @pytest.mark.untraced("its threads take turns all the time, which a tracer makes very slow")
-@pytest.mark.usefixtures("_switching_all_the_time")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_two_threads_that_take_at_once_share_the_items(loop: BackgroundLoop) -> None:
     """Two threads over one stream may be refused, but no item is lost or taken twice."""
     del loop
@@ -2385,7 +2377,7 @@ class Uneven:
         return False
 
 
-@pytest.mark.usefixtures("_switching_all_the_time")
+@pytest.mark.usefixtures("_frequent_switches")
 def test_random_consumers_lose_nothing(loop: BackgroundLoop, loop_factory: LoopFactory) -> None:
     """However streams are read, handed over, cancelled and left: items come in order, all end once."""
     reported = _quietly(loop)

@@ -21,6 +21,7 @@ import pytest
 
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_functions
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     import types
@@ -164,25 +165,20 @@ def test_any_number_of_threads_get_the_result() -> None:
 
 def test_threads_that_block_while_the_task_ends_all_get_the_result() -> None:
     """Whether they come just before or just after the end."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(4) as threads:
-            for number in range(100):
-                barrier = threading.Barrier(5)
-                with Gate() as gate:
-                    task = wait_for(gate, number)
+    with frequent_switches(), ThreadPoolExecutor(4) as threads:
+        for number in range(100):
+            barrier = threading.Barrier(5)
+            with Gate() as gate:
+                task = wait_for(gate, number)
 
-                    def get(task: EagerTask[object] = task, barrier: threading.Barrier = barrier) -> object:
-                        barrier.wait()
-                        return task.result()
-
-                    waiting = [threads.submit(get) for _ in range(4)]
+                def get(task: EagerTask[object] = task, barrier: threading.Barrier = barrier) -> object:
                     barrier.wait()
-                    gate.open()
-                    assert [future.result() for future in waiting] == [number] * 4
-    finally:
-        sys.setswitchinterval(interval)
+                    return task.result()
+
+                waiting = [threads.submit(get) for _ in range(4)]
+                barrier.wait()
+                gate.open()
+                assert [future.result() for future in waiting] == [number] * 4
 
 
 @pytest.mark.parametrize("call", [EagerTask.result, EagerTask.exception])
