@@ -77,6 +77,8 @@ class Channel(Generic[T]):
         try:
             # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
             # generator that has swallowed this gets no other.
+            if self._size == 0 and self._was_told():
+                return False
             if (len(self.items) > self._low_water or self._size == 0) and not self.is_cancelled():
                 resting.add(task)
                 self._loop_thread.tell_watchers()
@@ -84,13 +86,19 @@ class Channel(Generic[T]):
         finally:
             resting.discard(task)
             self._producer.pop(awaiter, False)
+            del task, awaiter  # no cycle from a cancellation through this frame
         return not self.is_cancelled()
 
     def is_cancelled(self) -> bool:
         """Whether the producer was told to end, and not cancelled by a timeout of its own, for one."""
         task = asyncio.current_task()
         assert task is not None
-        return task.cancelling() > 0 and any(
+        return task.cancelling() > 0 and self._was_told()
+
+    def _was_told(self) -> bool:
+        """Whether a request to end was delivered to the producer, whatever it has made of that."""
+        task = asyncio.current_task()
+        return any(
             eager_task._cancelling
             for eager_task in self._loop_thread.tasks.copy()
             if eager_task._asyncio_task is task

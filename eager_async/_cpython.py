@@ -277,6 +277,8 @@ def prepare_keeping() -> None:
     It takes an import, whose lock would stay locked there if another thread held it at the fork.
     """
     global _count_up  # noqa: PLW0603
+    if _count_up is not None:
+        return
     with contextlib.suppress(ImportError):  # not every Python has it
         import ctypes  # noqa: PLC0415  only a process that forks beside its loops needs it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from asyncio import iscoroutine
 from contextvars import copy_context
@@ -255,7 +256,7 @@ def eager(
 
     def decorate(function: Any, /) -> _EagerFunction:
         _check_function(function)
-        if limit is not None and isinstance(function, _EagerFunction | _BoundFunction):
+        if limit is not None and _is_eager(function):
             raise TypeError(
                 f"{function!r} is eager already: its calls start before a limit can hold them up; "
                 f"write `eager(limit={limit})(function.__wrapped__)`"
@@ -336,7 +337,21 @@ def eager_stream(
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:
     """Whether a function, a class or static method, or an object that can be called is of a kind."""
     plain = _plain(function)
-    return not inspect.isclass(plain) and (kind(plain) or kind(getattr(plain.__class__, "__call__", None)))  # noqa: B004
+    return not inspect.isclass(plain) and (kind(plain) or kind(_call_of(plain)))
+
+
+def _is_eager(function: Any) -> bool:
+    """Whether the calls of a function start by themselves."""
+    plain = _plain(function)
+    calls = function, plain, _call_of(plain)
+    if any(isinstance(call, _EagerFunction | _BoundFunction) for call in calls):
+        return True
+    return isinstance(plain, functools.partial) and _is_eager(plain.func)
+
+
+def _call_of(thing: Any) -> Any:
+    """What an object that can be called is called by."""
+    return getattr(thing.__class__, "__call__", None)  # noqa: B004
 
 
 def _check_options(decorator: str, loop: object, daemon: object) -> None:

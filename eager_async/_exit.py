@@ -21,6 +21,8 @@ _MOST_NAMES: Final = 5
 
 _arranged = False  # whether the wait will take place
 _over = False  # whether it is over, or came too late to be arranged
+_cancelled = False  # whether an interruption of it has cancelled the rest
+_abandoned = False  # whether a later one has abandoned that
 
 
 def is_over() -> bool:
@@ -45,43 +47,59 @@ def hold_process() -> None:
 def _finish() -> None:
     """Wait for the tasks, then end all loops. In the main thread, when it has ended.
 
-    A Ctrl-C, or whatever else a signal handler raises, interrupts each step, and the next one comes.
+    A Ctrl-C, or whatever else a signal handler raises, cancels the rest; the next one abandons it.
     """
     global _over  # noqa: PLW0603
     if _over:
         return  # arranged more than once
-    by = ""
-    for step in _wait_for_all, _cancel_all, _abandon_all:
+    # No loop, and no call outside a `try`: there the next signal, which may be waiting, would get through.
+    try:
+        _end_all()
+    except BaseException as exc:
+        _over = True
         try:
-            step(by)
-            break
-        except BaseException as exc:
-            _over = True
-            by = "" if isinstance(exc, KeyboardInterrupt) else f" by {type(exc).__name__}"
+            _cancel_all(exc)
+        except BaseException as again:
+            try:
+                if _cancelled:
+                    _abandon_all(again)
+                else:
+                    _cancel_all(again)
+            except BaseException as last:
+                if not _abandoned:
+                    _abandon_all(last)
     report_unretrieved()
 
 
-def _wait_for_all(_: str) -> None:
-    _end_all(cancelling=False)
+def _cancel_all(interruption: BaseException) -> None:
+    global _cancelled  # noqa: PLW0603
+    rest = _summary(live.copy())
+    for loop_thread in live.copy():
+        loop_thread.close(cancel=True)
+    _cancelled = True
+    logger.warning("interrupted at exit%s: cancelling %s", _by(interruption), rest)
+    _end_all()
 
 
-def _cancel_all(interrupted_by: str) -> None:
-    logger.warning("interrupted at exit%s: cancelling %s", interrupted_by, _summary(live.copy()))
-    _end_all(cancelling=True)
+def _abandon_all(interruption: BaseException) -> None:
+    global _abandoned  # noqa: PLW0603
+    rest = _summary(live.copy())
+    _abandoned = True
+    logger.warning("abandoned at exit, since interrupted again%s: %s", _by(interruption), rest)
 
 
-def _abandon_all(interrupted_by: str) -> None:
-    logger.warning("abandoned at exit, since interrupted again%s: %s", interrupted_by, _summary(live.copy()))
+def _by(interruption: BaseException) -> str:
+    return "" if isinstance(interruption, KeyboardInterrupt) else f" by {type(interruption).__name__}"
 
 
-def _end_all(*, cancelling: bool) -> None:
+def _end_all() -> None:
     global _over  # noqa: PLW0603
     if not _over:
         _wait_while(LoopThread.holds_process, _say_what_for, _cancel)
         _over = True
     ending = live.copy()
     for loop_thread in ending:
-        loop_thread.close(cancel=cancelling)
+        loop_thread.close(cancel=False)
     _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
     for loop_thread in ending - live:
         loop_thread.join()

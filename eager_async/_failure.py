@@ -40,17 +40,18 @@ class Failure:
         self._context = exception.__context__
         self._report = report
         self._seen = False  # whether somebody has retrieved it, and not only a driver
-        self._drivers: list[weakref.ref[Task[Any]]] = []  # those that ended with it
+        self._drivers: set[weakref.ref[Task[Any]]] = set()  # those that end with it
         if report is not None:
             _living.add(weakref.ref(self, _living.discard))
 
     def retrieve(self) -> BaseException:
         """Return the exception as the coroutine left it; it counts as seen from now on."""
         self._seen = True
-        for reference in self._drivers:
+        drivers, self._drivers = self._drivers, set()
+        for reference in list(drivers):
             driver = reference()
             if driver is not None:
-                driver.exception()  # asyncio need not report it
+                self._look_at(driver)
         return self._restore()
 
     def throw(self, driver: Task[Any] | None = None) -> NoReturn:
@@ -58,13 +59,15 @@ class Failure:
 
         Args:
             driver: An asyncio task that ends with it. It will report the exception itself if nobody
-                retrieves it there, nor has anywhere else.
+                retrieves it there, nor from the task that it drives.
         """
         __tracebackhide__ = True
         if driver is None:
             exception = self.retrieve()
         else:
-            driver.add_done_callback(self._add_driver)
+            # Whichever comes first of its end and of somebody else's look, the other finds it.
+            self._drivers.add(weakref.ref(driver, self._drivers.discard))
+            driver.add_done_callback(self._look_at)
             exception = self._restore()
         try:
             raise exception
@@ -72,9 +75,9 @@ class Failure:
             _context_of.__set__(exception, self._context)
             del exception, driver, self  # no cycle through this frame
 
-    def _add_driver(self, driver: Task[Any]) -> None:
-        self._drivers.append(weakref.ref(driver))
-        if self._seen:  # looked at after that, as others set it and then look for drivers
+    def _look_at(self, driver: Task[Any]) -> None:
+        """Have asyncio not report what somebody has seen."""
+        if self._seen and driver.done():
             driver.exception()
 
     def _restore(self) -> BaseException:

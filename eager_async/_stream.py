@@ -285,16 +285,25 @@ async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> No
 
 
 async def _rest(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> bool:
-    """`Channel.rest`; what the generator's own timeout cancels, say, is cancelled at its `yield`."""
-    while True:
-        try:
-            return await channel.rest()
-        except CancelledError as exc:
-            if channel.is_cancelled():
-                raise
+    """`Channel.rest`; what the generator's own timeout cancels, say, is then cancelled at its `yield`."""
+    cancelled: CancelledError | None = None
+    try:
+        while True:
             try:
-                item = await generator.athrow(exc)
+                wanted = await channel.rest()
+            except CancelledError as exc:
+                if channel.is_cancelled():
+                    raise
+                cancelled = exc
+                continue
+            if cancelled is None or not wanted:
+                return wanted
+            try:
+                item = await generator.athrow(cancelled)
             except StopAsyncIteration:
                 return False
-        if channel.put(item):
-            return True
+            if channel.put(item):
+                return True
+            cancelled = None
+    finally:
+        del cancelled  # no cycle from the exception through this frame

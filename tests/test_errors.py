@@ -603,6 +603,36 @@ def test_who_gave_up_behind_a_shield_reports_nothing_that_another_retrieves(how:
     gc.collect()
 
 
+def test_a_failed_task_forgets_who_has_driven_it() -> None:
+    """However many do: each retrieval takes as long as the first."""
+    task = fail_later(ValueError("no"))
+
+    async def drive_often() -> None:
+        for _ in range(100):
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(drive_often())
+    gc.collect()
+    assert not task._result._drivers
+    assert isinstance(task.exception(), ValueError)
+    asyncio.run(drive_often())
+    assert not task._result._drivers
+
+
+def test_a_driver_whose_loop_stops_with_its_end_reports_nothing_that_another_retrieves() -> None:
+    """Then no callback comes any more; the task knows it all the same."""
+    loop = asyncio.new_event_loop()
+    task = fail_later(ValueError("no"))
+    driver = loop.create_task(task)
+    while not driver.done():
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+    loop.close()
+    assert isinstance(task.exception(), ValueError)
+    del driver
+    gc.collect()
+
+
 def test_who_drives_a_task_by_hand_has_retrieved_what_it_raises() -> None:
     """An asyncio task that catches it, and then fails otherwise, is not taken for one that ended with it."""
 

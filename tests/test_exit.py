@@ -5,6 +5,7 @@ Each test is a program in a process of its own.
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -763,6 +764,37 @@ def test_a_handler_that_raises_at_the_exit_cancels_the_rest(run: RunPython, numb
 
 
 @posix_signals
+@pytest.mark.parametrize("numbers", ["SIGINT SIGTERM", "SIGTERM SIGINT", "SIGINT SIGUSR1 SIGTERM"])
+def test_signals_that_come_together_at_the_exit_leave_no_traceback(run: RunPython, numbers: str) -> None:
+    """As when a terminal and a wrapper both pass on a Ctrl-C: two of them cancel the rest, as one does."""
+    source = f"""
+        from staging import *
+        import sys
+
+        @eager
+        async def endless():
+            try:
+                await main_end()
+                await asyncio.sleep(0.05)
+                for number in "{numbers}".split():
+                    signal.pthread_kill(threading.main_thread().ident, getattr(signal, number))
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.sleep(0.05)
+                say("cleaned up")
+
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+        signal.signal(signal.SIGUSR1, lambda *_: sys.exit(3))
+        endless()
+    """
+    process = run(source)
+    assert (process.returncode, "Traceback" in process.stderr) == (0, False), process.stderr
+    if numbers.count("SIG") == 2:
+        assert re.fullmatch(r"interrupted at exit[^\n]*: cancelling 1 eager task: [^\n]*\n", process.stderr)
+        assert process.stdout == "cleaned up\n"
+
+
+@posix_signals
 @pytest.mark.parametrize("most", [2, 3])
 def test_ctrl_c_while_the_one_before_is_being_logged_counts(run: RunPython, most: int) -> None:
     """However soon the next one comes, nothing but the log lines tells of them."""
@@ -779,8 +811,11 @@ def test_ctrl_c_while_the_one_before_is_being_logged_counts(run: RunPython, most
 
         @eager
         async def endless():
-            await interrupt_main()
-            await asyncio.get_running_loop().create_future()
+            try:
+                await interrupt_main()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await asyncio.get_running_loop().create_future()
 
         pressed = [True]
         logging.getLogger("eager_async").addHandler(Presses())

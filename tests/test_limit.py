@@ -1766,10 +1766,16 @@ def test_a_limit_below_one_is_refused(limit: int) -> None:
 
 def test_a_limit_on_what_is_eager_already_is_refused() -> None:
     """When decorating, with the remedy: the calls inside would start before it could hold them up."""
-    for function in (eager(plain), Host().method):
+
+    class Callable:
+        __call__ = Host.method
+
+    wrapped: list[Any] = [eager(plain), Host().method, eager(functools.partial(plain))]
+    for function in wrapped:
+        eager(limit=2)(function.__wrapped__)
+    for function in [*wrapped, functools.partial(eager(plain)), staticmethod(eager(plain)), Callable()]:
         with pytest.raises(TypeError, match=r"is eager already.*`eager\(limit=2\)\(function\.__wrapped__\)`"):
             eager(limit=2)(function)
-        eager(limit=2)(function.__wrapped__)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("limit", [True, False, "3", 1.5, 2.0, [1]], ids=repr)

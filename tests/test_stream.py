@@ -1132,6 +1132,55 @@ def test_a_cancellation_of_the_generators_own_reaches_it_at_its_yield(
     assert seen == outcome
 
 
+def test_a_generator_whose_yields_time_out_stays_within_its_buffer(loop: BackgroundLoop) -> None:
+    """However often it is cancelled with a full buffer, it hears of that when there is room again."""
+    fired: list[int] = []
+
+    @eager_stream(buffer=2)
+    async def generate() -> AsyncIterator[int]:
+        for number in range(20):
+            try:
+                async with asyncio.timeout(None) as timeout:
+                    timeout.reschedule(0)
+                    yield number
+            except TimeoutError:
+                fired.append(number)
+
+    stream = generate()
+    for _ in range(5):
+        settle(loop)
+        assert "2 items ahead" in repr(stream)
+    assert list(stream) == list(range(20))
+    assert fired
+
+
+@pytest.mark.usefixtures("loop")
+def test_a_generator_that_takes_back_its_cancellation_can_be_closed() -> None:
+    """One that swallows the request to end, `uncancel()` and all, ends at its next `yield` nevertheless."""
+    ended = threading.Event()
+    begun = threading.Event()
+
+    @eager_stream(buffer=2)
+    async def stubborn() -> AsyncIterator[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            while True:
+                begun.set()
+                try:
+                    await asyncio.sleep(PATIENCE)
+                except asyncio.CancelledError:
+                    task.uncancel()
+                yield 1
+        finally:
+            ended.set()
+
+    stream = stubborn()
+    assert begun.wait(PATIENCE)
+    stream.close()
+    assert ended.is_set()
+
+
 # Deadlocks and stuck loops
 
 
@@ -1916,6 +1965,30 @@ def test_nothing_outlives_a_stream(consumer: Consumer, end: str) -> None:  # noq
     del thing
     consumer.call(use, use_in_task, streams)
     streams.clear()
+    assert gone
+
+
+@pytest.mark.usefixtures("loop", "_without_the_collector")
+def test_nothing_outlives_a_stream_that_cancelled_itself() -> None:
+    """An exception that comes of the generator's own cancellation makes no cycle either."""
+
+    @eager_stream(buffer=1)
+    async def generate(argument: Thing) -> AsyncIterator[Thing]:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+        del task
+        try:
+            yield argument
+        except asyncio.CancelledError as exc:
+            raise StumbledError from exc
+
+    streams = [generate(thing := Thing())]
+    gone = Gone(thing, streams[0])
+    del thing
+    settle()
+    with contextlib.suppress(StumbledError):
+        list(streams.pop())
     assert gone
 
 
