@@ -763,6 +763,45 @@ def test_a_handler_that_raises_at_the_exit_cancels_the_rest(run: RunPython, numb
     )
 
 
+def test_an_interruption_before_the_rest_was_cancelled_is_one_with_the_first(run: RunPython) -> None:
+    """The rest is cancelled then, and what comes after that abandons it."""
+    source = """
+        from staging import *
+        import atexit
+        from eager_async import _exit
+
+        def end_all():
+            raise KeyboardInterrupt
+
+        def summary(loop_threads):
+            _exit._summary = real_summary
+            raise SystemExit
+
+        @eager
+        async def endless():
+            begun.set()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                say("cancelled")
+                told.set()
+                await asyncio.get_running_loop().create_future()
+
+        real_summary, _exit._summary, _exit._end_all = _exit._summary, summary, end_all
+        begun, told = threading.Event(), threading.Event()
+        atexit.register(told.wait, 10)
+        endless()
+        begun.wait()
+    """
+    check(
+        run(source),
+        "cancelled",
+        stderr=r"interrupted at exit by SystemExit: cancelling 1 eager task: endless\(\) [^\n]*\n"
+        r"abandoned at exit, since interrupted again: 1 eager task: endless\(\) [^\n]*",
+    )
+
+
+@pytest.mark.untraced("a signal handler that raises would do so inside the tracer")
 @posix_signals
 @pytest.mark.parametrize("numbers", ["SIGINT SIGTERM", "SIGTERM SIGINT", "SIGINT SIGUSR1 SIGTERM"])
 def test_signals_that_come_together_at_the_exit_leave_no_traceback(run: RunPython, numbers: str) -> None:
