@@ -49,9 +49,7 @@ class Failure:
         self._seen = True
         drivers, self._drivers = self._drivers, set()
         for reference in list(drivers):
-            driver = reference()
-            if driver is not None:
-                self._look_at(driver)
+            self._look_at(reference())
         return self._restore()
 
     def throw(self, driver: Task[Any] | None = None) -> NoReturn:
@@ -75,9 +73,9 @@ class Failure:
             _context_of.__set__(exception, self._context)
             del exception, driver, self  # no cycle through this frame
 
-    def _look_at(self, driver: Task[Any]) -> None:
+    def _look_at(self, driver: Task[Any] | None) -> None:
         """Have asyncio not report what somebody has seen."""
-        if self._seen and driver.done():
+        if self._seen and driver is not None and driver.done():
             driver.exception()
 
     def _restore(self) -> BaseException:

@@ -1091,6 +1091,19 @@ async def cancelled_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
             yield number
 
 
+async def ended_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
+    """End when it is cancelled."""
+    task = asyncio.current_task()
+    assert task is not None
+    full_at(full, task.cancel)
+    try:
+        for number in range(50):
+            yield number
+        await asyncio.sleep(PATIENCE)
+    except asyncio.CancelledError:
+        return
+
+
 def full_at(full: asyncio.Event, call: Callable[[], object]) -> None:
     """Make a call when the event is set."""
 
@@ -1104,13 +1117,14 @@ def full_at(full: asyncio.Event, call: Callable[[], object]) -> None:
 waiting: list[asyncio.Task[None]] = []  # asyncio keeps none
 
 
-@pytest.mark.parametrize("buffer", [4, 100])
+@pytest.mark.parametrize("buffer", [1, 4, 100])
 @pytest.mark.parametrize(
     ("function", "outcome"),
     [
         (timed_out, "TimeoutError()"),
         (failed_beside, "ExceptionGroup('unhandled errors in a TaskGroup', [StumbledError('beside')])"),
         (cancelled_at_rest, list(range(100, 120))),
+        (ended_at_rest, []),
     ],
 )
 def test_a_cancellation_of_the_generators_own_reaches_it_at_its_yield(
