@@ -52,7 +52,7 @@ def _finish() -> None:
     global _over  # noqa: PLW0603
     if _over:
         return  # arranged more than once
-    # No loop, and no call outside a `try`: there the next signal, which may be waiting, would get through.
+    # Up to the third, no loop, and no call outside a `try`: there the next signal would get through.
     try:
         _end_all()
     except BaseException as exc:
@@ -73,19 +73,20 @@ def _finish() -> None:
 
 def _cancel_all(interruption: BaseException) -> None:
     global _cancelled  # noqa: PLW0603
-    rest = _summary(live.copy())
-    for loop_thread in live.copy():
+    ending = live.copy()
+    summary = _summary(ending)  # of what may end at once
+    for loop_thread in ending:
         loop_thread.close(cancel=True)
     _cancelled = True
-    logger.warning("interrupted at exit%s: cancelling %s", _by(interruption), rest)
+    logger.warning("interrupted at exit%s: cancelling %s", _by(interruption), summary)
     _end_all()
 
 
 def _abandon_all(interruption: BaseException) -> None:
     global _abandoned  # noqa: PLW0603
-    rest = _summary(live.copy())
+    summary = _summary(live.copy())
     _abandoned = True
-    logger.warning("abandoned at exit, since interrupted again%s: %s", _by(interruption), rest)
+    logger.warning("abandoned at exit, since interrupted again%s: %s", _by(interruption), summary)
 
 
 def _by(interruption: BaseException) -> str:

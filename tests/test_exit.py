@@ -39,10 +39,11 @@ def say(*words):
     print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
 
 
-async def interrupt_main():
+async def interrupt_main(*numbers):
     await main_end()
     await asyncio.sleep(0.05)  # the main thread waits by then
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    for number in numbers or [signal.SIGINT]:
+        signal.pthread_kill(threading.main_thread().ident, number)
 '''
 
 # What is waited for
@@ -747,9 +748,7 @@ def test_a_handler_that_raises_at_the_exit_cancels_the_rest(run: RunPython, numb
         @eager
         async def endless():
             try:
-                await main_end()
-                await asyncio.sleep(0.05)
-                signal.pthread_kill(threading.main_thread().ident, signal.{number})
+                await interrupt_main(signal.{number})
                 await asyncio.get_running_loop().create_future()
             finally:
                 await asyncio.sleep(0.05)
@@ -815,10 +814,7 @@ def test_signals_that_come_together_at_the_exit_leave_no_traceback(run: RunPytho
         @eager
         async def endless():
             try:
-                await main_end()
-                await asyncio.sleep(0.05)
-                for number in "{numbers}".split():
-                    signal.pthread_kill(threading.main_thread().ident, getattr(signal, number))
+                await interrupt_main(*map(signal.Signals.__getitem__, "{numbers}".split()))
                 await asyncio.get_running_loop().create_future()
             finally:
                 await asyncio.sleep(0.05)

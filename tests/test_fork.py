@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import FORK_WITH_THREADS, both_loops, check, with_set_up
+from programs import FORK_WITH_THREADS, both_loops, check, has_fork, with_set_up
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+pytestmark = has_fork
 
 STAGING = '''
 """What the programs of these tests have in common."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
-import os
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from eager_async import eager, shared_loop
+from programs import FORK_WITH_THREADS, has_fork
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -152,7 +152,7 @@ def test_the_switch_interval_stays() -> None:
     assert seen == [expected] * 12
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@has_fork
 @pytest.mark.parametrize(
     ("ending", "outcome"),
     [
@@ -204,7 +204,7 @@ def test_a_task_that_is_done_at_the_fork_keeps_its_outcome(
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), look())
         release.set()
     """
-    process = run_python(source, options=["-W", "ignore:This process:DeprecationWarning"])
+    process = run_python(source, options=FORK_WITH_THREADS)
     expected = [f"True {outcome}", f"True {outcome} True False", f"0 {outcome}"]
     assert process.stdout.splitlines() == expected, process.stderr
     assert (process.returncode, process.stderr) == (0, "")

@@ -32,7 +32,7 @@ from eager_async import (
     shared_loop,
 )
 from interrupter import Interrupter, in_module
-from programs import FORK_WITH_THREADS, check, has_fork
+from programs import FORK_WITH_THREADS, check, has_fork, posix_signals
 from threads import GIL_ENABLED, frequent_switches, in_threads
 
 if TYPE_CHECKING:
@@ -1487,7 +1487,7 @@ def test_daemon_calls_that_wait_do_not_hold_the_process(run: RunPython) -> None:
     check(run(source), "begun 0", "main ends", "cleaned up 0")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
+@posix_signals
 def test_ctrl_c_at_exit_cancels_those_that_wait(run: RunPython) -> None:
     """Those never begin, the ones that run clean up, and the process ends."""
     source = """

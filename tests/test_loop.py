@@ -502,6 +502,7 @@ def test_tasks_may_start_others_while_the_loop_shuts_down(gate: Gate) -> None:
 
     async def outer() -> int:
         await gate()
+        assert loop.asyncio_loop is asyncio.get_running_loop()
         return await chain(3)
 
     task = loop.create_task(outer())

@@ -10,7 +10,6 @@ import dis
 import gc
 import os
 import signal
-import sys
 import threading
 import time
 import weakref
@@ -21,6 +20,7 @@ import pytest
 import eager_async
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_package
+from programs import posix_signals
 from threads import GIL_ENABLED
 
 if TYPE_CHECKING:
@@ -494,7 +494,7 @@ def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises
 # Real signals
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
+@posix_signals
 def test_real_signals_may_call_in_and_block() -> None:
     """A flood of them, while the main thread uses all of the library."""
     heard: list[int] = []

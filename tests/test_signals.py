@@ -5,17 +5,16 @@ Each test is a program in a process of its own. What Ctrl-C does at the exit is 
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import both_loops, check, threads_at_exit
+from programs import both_loops, check, posix_signals, threads_at_exit
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
+pytestmark = posix_signals
 
 STAGING = '''
 """What the programs of these tests have in common."""

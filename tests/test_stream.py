@@ -1077,8 +1077,8 @@ async def failed_beside(full: asyncio.Event) -> AsyncIterator[int]:
         await asyncio.sleep(PATIENCE)
 
 
-async def cancelled_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
-    """Make more items when it is cancelled, and end."""
+async def cancelled_at_rest(full: asyncio.Event, *, more: range) -> AsyncIterator[int]:
+    """Make more items when it is cancelled, if any, and end."""
     task = asyncio.current_task()
     assert task is not None
     full_at(full, task.cancel)
@@ -1087,21 +1087,8 @@ async def cancelled_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
             yield number
         await asyncio.sleep(PATIENCE)
     except asyncio.CancelledError:
-        for number in range(100, 120):
+        for number in more:
             yield number
-
-
-async def ended_at_rest(full: asyncio.Event) -> AsyncIterator[int]:
-    """End when it is cancelled."""
-    task = asyncio.current_task()
-    assert task is not None
-    full_at(full, task.cancel)
-    try:
-        for number in range(50):
-            yield number
-        await asyncio.sleep(PATIENCE)
-    except asyncio.CancelledError:
-        return
 
 
 def full_at(full: asyncio.Event, call: Callable[[], object]) -> None:
@@ -1123,8 +1110,8 @@ waiting: list[asyncio.Task[None]] = []  # asyncio keeps none
     [
         (timed_out, "TimeoutError()"),
         (failed_beside, "ExceptionGroup('unhandled errors in a TaskGroup', [StumbledError('beside')])"),
-        (cancelled_at_rest, list(range(100, 120))),
-        (ended_at_rest, []),
+        (functools.partial(cancelled_at_rest, more=range(100, 120)), list(range(100, 120))),
+        (functools.partial(cancelled_at_rest, more=range(0)), []),
     ],
 )
 def test_a_cancellation_of_the_generators_own_reaches_it_at_its_yield(
@@ -1264,6 +1251,31 @@ def test_a_generator_that_iterates_over_itself_is_told_so() -> None:
     settle()
     with pytest.raises(DeadlockError, match=r"narcissus\(\)"):
         next(itself.pop())
+
+
+@pytest.mark.usefixtures("loop")
+def test_a_generator_that_closes_itself_is_told_so() -> None:
+    """`aclose()` from inside is a DeadlockError, not a hang, and ends it all the same."""
+    itself: list[EagerStream[int]] = []
+    told: list[BaseException] = []
+
+    @eager_stream
+    async def closing(gate: Gate) -> AsyncIterator[int]:
+        await gate.passed()
+        try:
+            await itself[0].aclose()
+        except DeadlockError as exc:
+            told.append(exc)
+        await asyncio.sleep(PATIENCE)
+        yield 1
+
+    gate = Gate()
+    itself.append(stream := closing(gate))
+    gate.open()
+    assert list(stream) == []
+    stream.close()
+    assert "closing()" in str(told.pop())
+    itself.clear()
 
 
 @pytest.mark.parametrize("buffer", [16, 10**9])

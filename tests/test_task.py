@@ -21,6 +21,7 @@ import pytest
 
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_functions
+from programs import posix_signals
 from threads import frequent_switches
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def test_where_a_loop_runs_a_cancelled_task_raises_asyncios_error(call: Callable
     assert type(caught.value) is asyncio.CancelledError
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal can be sent to one thread")
+@posix_signals
 def test_ctrl_c_interrupts_a_blocked_result() -> None:
     """KeyboardInterrupt comes out of `result()`; the task runs on."""
     main_thread = threading.main_thread().ident
