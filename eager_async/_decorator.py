@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from asyncio import iscoroutine
 from contextvars import copy_context
 from sys import _getframe
-from types import CoroutineType
+from types import CoroutineType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import wrapt
@@ -60,13 +59,12 @@ C = TypeVar("C")
 
 
 # Types can't say how a coroutine becomes a task in here; the overloads of `eager` do.
-_BoundFunctionWrapper: Any = wrapt.BoundFunctionWrapper
 _FunctionWrapper: Any = wrapt.FunctionWrapper
 _CoroutineType: Any = CoroutineType
 
 
 class _Function(_FunctionWrapper):  # type: ignore[misc]
-    """A decorated function. How it is bound as a method is wrapt's to know."""
+    """A decorated function, or what another descriptor has made of it for an instance."""
 
     # A call finds a plain function in this slot, with all that it needs in its closure: nothing has to be
     # read from the proxy, which takes long.
@@ -75,6 +73,13 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
     def __init__(self, function: Any, starter: _Starter) -> None:
         _FunctionWrapper.__init__(self, function, starter)
         self.__call__ = starter(function)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        function = self.__wrapped__
+        if type(function) is FunctionType:  # a method of Python's own takes less time than wrapt's
+            return self if instance is None else MethodType(self, instance)
+        bind = getattr(type(function), "__get__", None)  # pyright: ignore[reportUnknownArgumentType]
+        return self if bind is None else type(self)(bind(function, instance, owner), self._self_wrapper)
 
     def __setattr__(self, name: str, value: object) -> None:
         # What `functools.wraps` sets. A proxy would call `__wrapped__` from now on, and with wrapt 1, setting
@@ -98,36 +103,9 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
         return self  # as of functions
 
 
-class _BoundFunction(_BoundFunctionWrapper):  # type: ignore[misc]
-    """A method, as looked up on an instance or a class."""
-
-    @property
-    def __call__(self) -> Callable[..., Any]:
-        starter: _Starter = self._self_wrapper
-        return starter(self.__wrapped__)
-
-    def __repr__(self) -> str:
-        return f"<{self._self_parent._self_decorator} {self.__wrapped__!r}>"
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        return getattr, (self._holder(), self.__name__)
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return getattr(copy.deepcopy(self._holder(), memo), self.__name__)
-
-    def _holder(self) -> Any:
-        """The instance or class on which the method was looked up."""
-        instance = getattr(self.__wrapped__, "__self__", None)
-        return self._self_owner if instance is None else instance
-
-
 class _EagerFunction(_Function):
     __slots__ = ()
     _self_decorator = "eager"
-    __bound_function_wrapper__ = _BoundFunction
 
 
 def _task_starter(
@@ -171,17 +149,9 @@ class _WithoutAsend:
         return code.replace(co_flags=code.co_flags & ~inspect.CO_ASYNC_GENERATOR)
 
 
-class _BoundStreamFunction(_WithoutAsend, _BoundFunction):
-    @property
-    def __func__(self) -> Any:
-        """Where `inspect` looks for `__code__`."""
-        return self._self_parent
-
-
 class _StreamFunction(_WithoutAsend, _Function):
     __slots__ = ()
     _self_decorator = "eager_stream"
-    __bound_function_wrapper__ = _BoundStreamFunction
 
 
 def _stream_starter(
@@ -202,6 +172,15 @@ def _stream_starter(
         return start
 
     return starter
+
+
+def _decorated(kind: type[_Function], function: Any, starter: _Starter) -> Any:
+    """A function whose calls start. A class or static method stays one, of the function in it."""
+    if not issubclass(type(function), classmethod | staticmethod):
+        return kind(function, starter)
+    method: Any = type(function)(kind(function.__func__, starter))
+    vars(method).update(vars(function))  # pyright: ignore[reportUnknownMemberType]
+    return method  # pyright: ignore[reportUnknownVariableType]
 
 
 @overload
@@ -254,7 +233,7 @@ def eager(
     if limit is not None:
         _check_number("limit", limit)
 
-    def decorate(function: Any, /) -> _EagerFunction:
+    def decorate(function: Any, /) -> Any:
         _check_function(function)
         if limit is not None and _is_eager(function):
             raise TypeError(
@@ -262,7 +241,8 @@ def eager(
                 f"write `eager(limit={limit})(function.__wrapped__)`"
             )
         places = None if limit is None else Limit(limit)
-        return _EagerFunction(function, _task_starter(loop, task_name(_plain(function)), daemon, places))
+        starter = _task_starter(loop, task_name(_plain(function)), daemon, places)
+        return _decorated(_EagerFunction, function, starter)
 
     return decorate if function is None else decorate(function)
 
@@ -323,13 +303,14 @@ def eager_stream(
     _check_options("eager_stream", loop, daemon)
     _check_number("buffer", buffer)
 
-    def decorate(function: Any, /) -> _StreamFunction:
+    def decorate(function: Any, /) -> Any:
         if not _is(inspect.isasyncgenfunction, function):
             raise TypeError(
                 f"eager_stream() needs an async generator function, not {function!r}: write `yield` in an "
                 f"`async def`, or decorate an async function with `@eager`"
             )
-        return _StreamFunction(function, _stream_starter(loop, task_name(_plain(function)), daemon, buffer))
+        starter = _stream_starter(loop, task_name(_plain(function)), daemon, buffer)
+        return _decorated(_StreamFunction, function, starter)
 
     return decorate if function is None else decorate(function)
 
@@ -344,7 +325,7 @@ def _is_eager(function: Any) -> bool:
     """Whether the calls of a function start by themselves."""
     plain = _plain(function)
     calls = function, plain, _call_of(plain)
-    if any(isinstance(call, _EagerFunction | _BoundFunction) for call in calls):
+    if any(isinstance(call, _EagerFunction) for call in calls):
         return True
     return isinstance(plain, functools.partial) and _is_eager(plain.func)
 

@@ -14,10 +14,12 @@ import sys
 import threading
 import types
 import typing
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from unittest.mock import AsyncMock, Mock, create_autospec, patch
 
 import pytest
+import wrapt
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
 
@@ -487,12 +489,12 @@ def test_signature_and_annotations_stay() -> None:
 
 
 def test_wrapped_is_the_undecorated_function() -> None:
-    """`__wrapped__` is the function itself, a way to call it as before."""
+    """`__wrapped__` is the function itself, a way to call it as before; of a method, too."""
     assert eager(plain_add).__wrapped__ is plain_add  # type: ignore[attr-defined]
     assert inspect.unwrap(add).__code__.co_name == "add"
     assert asyncio.run(add.__wrapped__(1)) == 2  # type: ignore[attr-defined]
     account = Account("a")
-    coro = account.method.__wrapped__(4)  # type: ignore[attr-defined]
+    coro = account.method.__wrapped__(account, 4)  # type: ignore[attr-defined]
     assert inspect.iscoroutine(coro)
     assert asyncio.run(coro) == (account, 4)
 
@@ -517,10 +519,31 @@ def test_bound_methods_compare_as_before() -> None:
     assert account.method.__self__ is account  # type: ignore[attr-defined]
 
 
+def test_methods_are_pythons_own() -> None:
+    """What takes methods apart, keeps them weakly or looks for their kind finds what it knows."""
+    for name in ("method", "eager_class", "class_eager"):
+        assert type(getattr(Account("a"), name)) is types.MethodType
+    for name, kind in (("eager_class", classmethod), ("eager_static", staticmethod)):
+        assert type(vars(Account)[name]) is kind
+    account = Account("a")
+    kept = weakref.WeakMethod(account.method)
+    method = kept()
+    assert method is not None
+    assert method(1).result(WAIT)[1] == 1
+
+
+def test_attributes_of_a_class_method_stay() -> None:
+    """What was set on the class or static method itself stays on it."""
+    for kind in (classmethod, staticmethod):
+        method: Any = kind(plain_add)
+        method.colour = "red"
+        assert eager(method).colour == "red"
+
+
 def test_the_repr_says_eager() -> None:
     """`repr` tells an eager function from a plain one."""
     assert repr(add) == f"<eager {inspect.unwrap(add)!r}>"
-    assert repr(Account("a").method).startswith("<eager <bound method Account.method of ")
+    assert repr(Account.method) == f"<eager {inspect.unwrap(Account.method)!r}>"
 
 
 def test_a_task_is_named_as_its_function() -> None:
@@ -680,6 +703,44 @@ def test_decorators_stack_above_and_below() -> None:
     assert dict(seen)["above"] is EagerTask
     assert dict(seen)["below"] is types.CoroutineType
     assert (stacked.__name__, stacked.__doc__) == ("stacked", "Documented.")
+
+
+def test_a_decorator_that_asks_for_the_object_gets_it() -> None:
+    """One of wrapt's, below or above, is told the object or the class. What isn't bound gets none."""
+    seen: list[object] = []
+
+    @wrapt.decorator
+    def telling(function: Any, instance: object, args: Any, kwargs: Any) -> Any:
+        seen.append(instance)
+        return function(*args, **kwargs)
+
+    class Told:
+        @eager
+        @telling
+        async def below(self, x: int) -> tuple[object, int]:
+            return self, x
+
+        @telling
+        @eager
+        async def above(self, x: int) -> tuple[object, int]:
+            return self, x
+
+        @eager
+        @telling
+        @classmethod
+        async def of_class(cls, x: int) -> tuple[object, int]:
+            return cls, x
+
+        adder = eager(Adder())
+
+    told = Told()
+    assert told.adder(1).result(WAIT) == 2
+    for method, holder in ((told.below, told), (told.above, told), (told.of_class, Told)):
+        assert inspect.iscoroutinefunction(method)
+        assert list(inspect.signature(method).parameters) == ["x"]
+        assert method(1).result(WAIT) == (holder, 1)
+        assert seen.pop() is holder
+        assert not seen
 
 
 def test_a_cached_eager_function_gives_out_one_task() -> None:
