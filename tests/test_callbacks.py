@@ -12,25 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager
+from gates import Gate
 from threads import frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Future = concurrent.futures.Future[Any]
-
-
-class Gate:
-    """Holds coroutines up until a test opens it."""
-
-    def __init__(self) -> None:
-        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-    def open(self) -> None:
-        self._opened.set_result(None)
-
-    async def passed(self) -> None:
-        await asyncio.shield(asyncio.wrap_future(self._opened))
 
 
 @eager

@@ -16,6 +16,7 @@ import pytest
 from eager_async import BackgroundLoop, EagerTask, eager
 from eager_async._cpython import FINISHED, RUNNING
 from eager_async._look import Look
+from gates import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
 
 Future = concurrent.futures.Future[Any]
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
-
-
-class Gate:
-    """Holds coroutines up until a test opens it."""
-
-    def __init__(self) -> None:
-        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-    def open(self) -> None:
-        if not self._opened.done():
-            self._opened.set_result(None)
-
-    def pass_blocking(self) -> None:
-        self._opened.result()
-
-    async def passed(self) -> None:
-        await asyncio.shield(asyncio.wrap_future(self._opened))
 
 
 @eager

@@ -9,7 +9,6 @@ import contextvars
 import gc
 import sys
 import threading
-import time
 import tracemalloc
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
+from gates import Gate
+from gone import Gone, Thing, without_the_collector
 from threads import GIL_ENABLED
 
 if TYPE_CHECKING:
@@ -28,65 +29,14 @@ if TYPE_CHECKING:
 variable: contextvars.ContextVar[Thing | None] = contextvars.ContextVar("variable", default=None)
 
 
-class Thing:
-    """Something whose end can be waited for."""
-
-    def hear(self, _: object) -> None:
-        """Be called back."""
-
-
 class StumbledError(Exception):
     """An exception whose end can be waited for."""
 
 
-class Gone:
-    """Whether an object is gone, by reference counts alone."""
-
-    def __init__(self, thing: object) -> None:
-        # A bare lock: an event has one inside that the finalizer might find held by its own thread.
-        self._alive = threading.Lock()
-        self._alive.acquire()
-        weakref.finalize(thing, self._alive.release)
-
-    def __bool__(self) -> bool:
-        deadline = time.monotonic() + 5
-        while not self._alive.acquire(timeout=0.01):
-            if time.monotonic() > deadline:
-                return False
-            if not GIL_ENABLED:  # there, some objects are left to the collector (PEP 703)
-                gc.collect()
-        self._alive.release()
-        return True
-
-    def is_set(self) -> bool:
-        return not self._alive.locked()
-
-
-def gone(thing: object) -> Gone:
-    """Watch an object."""
-    return Gone(thing)
-
-
-class Gate:
-    """Holds coroutines up until a test opens it."""
-
-    def __init__(self) -> None:
-        self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
-
-    def open(self) -> None:
-        self._opened.set_result(None)
-
-    async def passed(self) -> None:
-        await asyncio.shield(asyncio.wrap_future(self._opened))
-
-
 @pytest.fixture(autouse=True)
 def _without_the_collector() -> Iterator[None]:
-    """What is freed is freed at once: there are no cycles for the collector to find."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+    with without_the_collector():
+        yield
 
 
 @eager
@@ -159,7 +109,7 @@ def never_begun(thing: object = None) -> EagerTask[None]:
 def test_a_finished_task_drops_its_arguments_and_locals(call: Callable[[object], EagerTask[Any]]) -> None:
     """And its coroutine with them, however it ended."""
     thing = Thing()
-    argument_gone = gone(thing)
+    argument_gone = Gone(thing)
     task = call(thing)
     del thing
     concurrent.futures.wait([task])
@@ -174,7 +124,7 @@ def test_a_finished_task_drops_its_context(call: Callable[[], EagerTask[Any]]) -
     def call_with_a_value() -> tuple[EagerTask[Any], Gone]:
         thing = Thing()
         variable.set(thing)
-        return call(), gone(thing)
+        return call(), Gone(thing)
 
     task, value_gone = contextvars.Context().run(call_with_a_value)
     concurrent.futures.wait([task])
@@ -190,7 +140,7 @@ def test_a_finished_task_drops_the_coroutine_that_it_was_given() -> None:
         await asyncio.sleep(0)
 
     coro = coroutine()
-    coroutine_gone = gone(coro)
+    coroutine_gone = Gone(coro)
     task = shared_loop().create_task(coro)
     del coro
     task.result()
@@ -203,7 +153,7 @@ def test_a_failed_task_keeps_the_frames_of_its_traceback_alone() -> None:
     async def helper() -> Gone:
         thing = Thing()
         await asyncio.sleep(0)
-        return gone(thing)
+        return Gone(thing)
 
     @eager
     async def outer() -> None:
@@ -225,7 +175,7 @@ def test_a_finished_task_drops_its_callbacks() -> None:
         task.add_done_callback(called.hear)
         task.add_done_callback(removed.hear)
         task.remove_done_callback(removed.hear)
-        return [gone(called), gone(removed)]
+        return [Gone(called), Gone(removed)]
 
     gate = Gate()
     task = wait_for(gate)
@@ -242,7 +192,7 @@ def test_a_running_task_does_not_keep_its_callers_frame() -> None:
 
     def caller() -> tuple[EagerTask[None], Gone]:
         thing = Thing()
-        return wait_for(gate), gone(thing)
+        return wait_for(gate), Gone(thing)
 
     gate = Gate()
     task, local_gone = caller()
@@ -343,7 +293,7 @@ def test_a_task_is_gone_with_its_last_reference(
 ) -> None:
     """Neither the loop's thread nor an exception nor any way of waiting holds it, in a cycle or otherwise."""
     box = [call()]
-    task_gone = gone(box[0])
+    task_gone = Gone(box[0])
     use(box)
     box.clear()
     assert task_gone
@@ -362,12 +312,12 @@ def test_the_outcome_goes_with_the_task() -> None:
         raise exceptions.pop()
 
     task = make()
-    result_gone = gone(task.result())
+    result_gone = Gone(task.result())
     assert not result_gone.is_set()
     del task
     assert result_gone
     exceptions = [StumbledError("no")]
-    exception_gone = gone(exceptions[0])
+    exception_gone = Gone(exceptions[0])
     failing = raise_it()
     block_on([failing])
     assert not exception_gone.is_set()
@@ -383,7 +333,7 @@ def test_a_task_that_fails_to_start_is_gone_with_its_last_reference() -> None:
 
     shared_loop().asyncio_loop.set_task_factory(factory)
     box = [answer()]
-    task_gone = gone(box[0])
+    task_gone = Gone(box[0])
     ask_for_exception(box)
     shared_loop().asyncio_loop.set_task_factory(None)
     assert task_gone
@@ -399,7 +349,7 @@ def test_a_body_that_fails_at_once_under_a_task_factory_is_gone_with_its_task() 
 
     shared_loop().asyncio_loop.set_task_factory(factory)
     exceptions = [StumbledError("no")]
-    exception_gone = gone(exceptions[0])
+    exception_gone = Gone(exceptions[0])
 
     @eager
     async def stumble() -> None:
@@ -417,7 +367,7 @@ def test_a_closed_loop_keeps_no_task_alive() -> None:
     """One that was waiting, or to be called back, when its loop was closed."""
     gate = Gate()
     box: list[EagerTask[None]] = [wait_for(gate)]
-    task_gone = gone(box[0])
+    task_gone = Gone(box[0])
 
     async def add() -> None:
         box[0].add_done_callback(print)
@@ -467,7 +417,7 @@ def call_in_a_context(call: Callable[[], Any]) -> tuple[Any, Gone]:
     def run() -> tuple[Any, Gone]:
         thing = Thing()
         variable.set(thing)
-        return call(), gone(thing)
+        return call(), Gone(thing)
 
     return contextvars.Context().run(run)
 
