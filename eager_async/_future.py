@@ -193,8 +193,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             try:
                 yield from awaiter.future
             except CancelledError as exc:
-                request = CancelRequest.of(exc)
-                self._cancel_for_awaiter(request)
+                request = self._request_for_awaiter(exc, request)
             finally:
                 self._forget(awaiter)
         try:
@@ -216,11 +215,16 @@ class EagerFuture(concurrent.futures.Future[T]):
         """What an awaiter gets, who may have asked for a cancellation, and may be a driver."""
         __tracebackhide__ = True
         try:
-            if request is not None and not request.in_time:
+            if request is not None and not (request.in_time or (request.repeats and self._status == FAILED)):
                 raise CancelledError(*request.arguments)
             if self._status == FINISHED:
                 result: T = self._result
                 return result
+            if request is not None and request.arguments and self._status == CANCELLED:
+                try:
+                    raise CancelledError(*request.arguments)  # noqa: TRY301  # only to be the context
+                except CancelledError:  # by whose message a scope of anyio knows its own
+                    self._raise(CancelledError)
             self._raise(CancelledError, driver)
         finally:
             del self, driver  # no cycle, as in `result`
@@ -231,6 +235,14 @@ class EagerFuture(concurrent.futures.Future[T]):
     def _in_loop_thread(self) -> bool:
         loop_thread = self._loop_thread
         return loop_thread is not None and loop_thread.runs_here()
+
+    def _request_for_awaiter(self, exc: CancelledError, earlier: CancelRequest | None) -> CancelRequest:
+        """Ask for a cancellation for an awaiter that is itself cancelled, and may have been before."""
+        if earlier is not None and not earlier.in_time:
+            return earlier  # it is under way, or came after the end, as this does
+        request = CancelRequest(*exc.args[:1], repeats=earlier is not None)  # the message travels along
+        self._cancel_for_awaiter(request)
+        return request
 
     def _cancel_for_awaiter(self, request: CancelRequest) -> None:
         raise NotImplementedError
@@ -360,16 +372,12 @@ class EagerFuture(concurrent.futures.Future[T]):
 class CancelRequest:
     """That a task be cancelled, and whether this came before its end."""
 
-    __slots__ = ("arguments", "in_time")
+    __slots__ = ("arguments", "in_time", "repeats")
 
-    def __init__(self, message: object = None) -> None:
+    def __init__(self, message: object = None, *, repeats: bool = False) -> None:
         self.arguments: tuple[object, ...] = () if message is None else (message,)  # of the CancelledError
         self.in_time: bool = False
-
-    @classmethod
-    def of(cls, exc: CancelledError) -> CancelRequest:
-        """The request of an awaiter that is itself cancelled: the message travels along."""
-        return cls(*exc.args[:1])
+        self.repeats = repeats  # whether an earlier one of the same awaiter was in time
 
     @property
     def message(self) -> Any:

@@ -341,12 +341,11 @@ class EagerTask(_Base[T]):
         if tb is not None:
             exc = exc.with_traceback(tb)
         try:
-            self.close()
+            earlier = self._end_wait()
             if not isinstance(exc, CancelledError):
                 raise exc
-            request = CancelRequest.of(exc)
+            request = self._request_for_awaiter(exc, earlier)
             vars(self).setdefault("_requests", {})[_driver()] = request
-            self._cancel_for_awaiter(request)
             return self.send(None)
         finally:
             del self, exc, typ, val  # no cycle from the exception through this frame
@@ -354,10 +353,13 @@ class EagerTask(_Base[T]):
     @override
     def close(self) -> None:
         """End the wait of the asyncio task that runs now, if it waits; the work runs on."""
+        self._end_wait()
+
+    def _end_wait(self) -> CancelRequest | None:
+        """Do that; return the cancellation for which the asyncio task has asked, if it has."""
         driver = _driver()
         self._forget(driver)
-        if self._requests is not None:
-            self._requests.pop(driver, None)
+        return None if self._requests is None else self._requests.pop(driver, None)
 
     # For people
 

@@ -648,13 +648,16 @@ def test_timed_out_awaiter_waits_for_the_cleanup(awaiting: Callable[[Any], Any])
 
 
 @AWAITING
-def test_request_after_the_end_raises_cancelled_error(awaiting: Callable[[Any], Any]) -> None:
-    """An awaiter that is cancelled before it has heard of the result raises (python/cpython#86296)."""
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_request_after_the_end_raises_cancelled_error(awaiting: Callable[[Any], Any], *, fails: bool) -> None:
+    """An awaiter that is cancelled before it has heard of the outcome raises (python/cpython#86296)."""
     go_on = threading.Event()
 
     @eager
     async def end() -> str:
         await happening(go_on)
+        if fails:
+            raise ValueError
         return "result"
 
     async def main() -> Any:
@@ -662,7 +665,7 @@ def test_request_after_the_end_raises_cancelled_error(awaiting: Callable[[Any], 
         awaiter = asyncio.create_task(awaiting(task))
         await asyncio.sleep(0)
         go_on.set()
-        assert task.result(PATIENCE) == "result"  # the awaiter's loop doesn't turn meanwhile
+        assert isinstance(task.exception(PATIENCE), ValueError) == fails  # the awaiter's loop doesn't turn
         assert awaiter.cancel("too late")
         return await end_of(awaiter)
 
@@ -746,6 +749,69 @@ def test_second_request_of_an_awaiter_counts_too() -> None:
     assert type(got) is asyncio.CancelledError
     assert got.args == ("too late",)
     assert body.seen == [("in time",)]
+
+
+@AWAITING
+def test_an_error_of_the_cleanup_outlasts_further_requests(awaiting: Callable[[Any], Any]) -> None:
+    """Who cancels an awaiter until it has ended, as scopes of anyio do, loses no error by that."""
+    error = ValueError("rollback failed")
+    body = Body(error=error)
+
+    async def main() -> Any:
+        task = body.run()
+        awaiter = asyncio.create_task(awaiting(task))
+        await happening(body.begun)
+        awaiter.cancel("in time")
+        await happening(body.in_cleanup)
+        body.end_cleanup.set()
+        assert task.exception(PATIENCE) is error
+        assert awaiter.cancel("too late")
+        return await end_of(awaiter)
+
+    assert asyncio.run(main()) is error
+    assert body.seen == [("in time",)]
+
+
+@AWAITING
+def test_awaiter_that_is_cancelled_finds_its_request_in_the_context(awaiting: Callable[[Any], Any]) -> None:
+    """As if it were its own coroutine: by the message, a scope of anyio knows whether it was its own."""
+    body = Body()
+    task = body.start_cleanup()
+
+    async def main() -> Any:
+        awaiter = asyncio.create_task(awaiting(task))
+        await asyncio.sleep(0)
+        awaiter.cancel("my own")
+        await asyncio.sleep(0)
+        turn(shared_loop())
+        body.end_cleanup.set()
+        return await end_of(awaiter)
+
+    got = asyncio.run(main())
+    assert (type(got), got.args) == (asyncio.CancelledError, ())
+    assert (type(got.__context__), got.__context__.args) == (asyncio.CancelledError, ("my own",))
+
+
+@AWAITING
+def test_requests_of_an_awaiter_do_not_pile_up(awaiting: Callable[[Any], Any]) -> None:
+    """However often it is cancelled while something blocks the background loop, one request is under way."""
+    body = Body()
+    body.end_cleanup.set()
+
+    async def main() -> None:
+        awaiter = asyncio.create_task(awaiting(body.start()))
+        await asyncio.sleep(0)
+        with occupied(shared_loop()):
+            for _ in range(100):
+                assert awaiter.cancel("why")
+                await asyncio.sleep(0)
+            waiting = shared_loop()._loop_thread
+            assert waiting is not None
+            assert len(waiting._calls._calls) == 1
+        assert (await end_of(awaiter)).args == ("why",)
+
+    asyncio.run(main())
+    assert body.seen == [("why",)]
 
 
 def test_awaiter_that_is_cancelled_again_goes_on_waiting() -> None:

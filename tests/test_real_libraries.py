@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import aiohttp
 import aiosqlite
+import anyio
 import httpx
 import pytest
 from aiohttp import web
@@ -364,6 +365,39 @@ def test_one_failure_in_a_task_group_closes_the_other_connections(server: Server
         asyncio.run(main())
     assert [type(exc) for exc in caught.value.exceptions] == [client.status_error]
     assert server.left.wait(PATIENCE)
+
+
+def test_a_scope_of_anyio_ends_what_it_cancels() -> None:
+    """Also if what it awaits was being cancelled already, or raises a cancellation of its own."""
+    begun, in_cleanup, end_cleanup = (threading.Event() for _ in range(3))
+
+    @eager
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            in_cleanup.set()
+            await asyncio.to_thread(end_cleanup.wait, PATIENCE)
+            raise asyncio.CancelledError from None
+
+    async def cancel_both(task: EagerTask[None], scope: anyio.CancelScope) -> None:
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        task.cancel()
+        await asyncio.to_thread(in_cleanup.wait, PATIENCE)
+        scope.cancel()
+        await asyncio.sleep(0)
+        end_cleanup.set()
+
+    async def main() -> None:
+        task = work()
+        with anyio.CancelScope() as scope:
+            canceller = asyncio.create_task(cancel_both(task, scope))
+            await task
+        assert scope.cancelled_caught
+        await canceller
+
+    asyncio.run(main())
 
 
 def test_a_server_awaits_eager_functions(server: Server, client: Client) -> None:
