@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from asyncio import iscoroutine
 from contextvars import copy_context
 from sys import _getframe
 from types import CoroutineType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 import wrapt
 
@@ -70,37 +71,56 @@ class _Function(_FunctionWrapper):  # type: ignore[misc]
     # read from the proxy, which takes long.
     __slots__ = ("__call__",)
 
+    # For whom another descriptor has bound it. (An annotation here would hide those of all proxies.)
+    _self_holder = cast("Any", None)
+
+    if hasattr(_FunctionWrapper, "__iter__"):  # wrapt 1: functions would be taken for lists of functions
+        __iter__ = None
+
     def __init__(self, function: Any, starter: _Starter) -> None:
         _FunctionWrapper.__init__(self, function, starter)
         self.__call__ = starter(function)
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
+    def __get__(self: Any, instance: Any, owner: Any = None) -> Any:
         function = self.__wrapped__
         if type(function) is FunctionType:  # a method of Python's own takes less time than wrapt's
             return self if instance is None else MethodType(self, instance)
         bind = getattr(type(function), "__get__", None)  # pyright: ignore[reportUnknownArgumentType]
-        return self if bind is None else type(self)(bind(function, instance, owner), self._self_wrapper)
+        bound = function if bind is None else bind(function, instance, owner)
+        if bound is function:
+            return self
+        if type(bound) is MethodType and bound.__func__ is function:
+            return MethodType(self, bound.__self__)
+        method = type(self)(bound, self._self_wrapper)
+        method._self_holder = owner if instance is None else instance
+        return method
 
     def __setattr__(self, name: str, value: object) -> None:
         # What `functools.wraps` sets. A proxy would call `__wrapped__` from now on, and with wrapt 1, setting
         # `__annotations__` hides those of all proxies.
         if name in {"__wrapped__", "__annotations__"}:
             setattr(self.__wrapped__, name, value)
-        else:
-            _FunctionWrapper.__setattr__(self, name, value)
+            return
+        _FunctionWrapper.__setattr__(self, name, value)
+        if name == "__qualname__":  # tasks are named after it
+            self.__call__ = self._self_wrapper(self.__wrapped__)
 
     def __repr__(self) -> str:
         return f"<{self._self_decorator} {self.__wrapped__!r}>"
 
-    def __reduce_ex__(self, protocol: object) -> str:
+    def __reduce_ex__(self, protocol: object) -> str | tuple[Any, ...]:
         qualname: str = self.__qualname__
-        return qualname
+        return qualname if self._self_holder is None else (getattr, (self._self_holder, self.__name__))
 
     def __copy__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: object) -> Self:
-        return self  # as of functions
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._self_holder is not None:
+            return getattr(copy.deepcopy(self._self_holder, memo), self.__name__)
+        if isinstance(self.__wrapped__, FunctionType):
+            return self  # as functions are
+        return type(self)(copy.deepcopy(self.__wrapped__, memo), self._self_wrapper)
 
 
 class _EagerFunction(_Function):
@@ -110,7 +130,6 @@ class _EagerFunction(_Function):
 
 def _task_starter(
     loop: BackgroundLoop | None,
-    name: str,
     daemon: bool | None,  # noqa: FBT001
     limit: Limit | None,
 ) -> _Starter:
@@ -118,6 +137,8 @@ def _task_starter(
     find_thread = shared_thread if loop is None else loop._admitting_thread
 
     def starter(function: Any) -> Callable[..., EagerTask[Any]]:
+        name = task_name(_plain(function))
+
         def start(*args: Any, **kwargs: Any) -> EagerTask[Any]:
             loop_thread = find_thread()
             # Wrong arguments raise TypeError here. (`**kwargs` copies the dict, even an empty one.)
@@ -137,26 +158,24 @@ def _task_starter(
     return starter
 
 
-class _WithoutAsend:
-    """What `inspect` is to see of functions whose calls return streams."""
-
-    __slots__ = ()  # a `__dict__` of its own would hide wrapt's
+class _StreamFunction(_Function):
+    __slots__ = ()
+    _self_decorator = "eager_stream"
 
     @property
-    def __code__(self: Any) -> CodeType:
+    def __code__(self) -> CodeType:
         """Without the mark of an async generator function: what a call returns has no `asend`."""
         code: CodeType = self.__wrapped__.__code__
         return code.replace(co_flags=code.co_flags & ~inspect.CO_ASYNC_GENERATOR)
 
-
-class _StreamFunction(_WithoutAsend, _Function):
-    __slots__ = ()
-    _self_decorator = "eager_stream"
+    @__code__.setter
+    def __code__(self, code: CodeType) -> None:
+        # As IPython's autoreload does, with what this property gives, or a plain function's.
+        self.__wrapped__.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_ASYNC_GENERATOR)
 
 
 def _stream_starter(
     loop: BackgroundLoop | None,
-    name: str,
     daemon: bool | None,  # noqa: FBT001
     buffer: int,
 ) -> _Starter:
@@ -164,6 +183,8 @@ def _stream_starter(
     find_thread = shared_thread if loop is None else loop._admitting_thread
 
     def starter(function: Any) -> Callable[..., EagerStream[Any]]:
+        name = task_name(_plain(function))
+
         def start(*args: Any, **kwargs: Any) -> EagerStream[Any]:
             loop_thread = find_thread()
             generator = function(*args, **kwargs)
@@ -176,11 +197,11 @@ def _stream_starter(
 
 def _decorated(kind: type[_Function], function: Any, starter: _Starter) -> Any:
     """A function whose calls start. A class or static method stays one, of the function in it."""
-    if not issubclass(type(function), classmethod | staticmethod):
+    if type(function) not in {classmethod, staticmethod}:
         return kind(function, starter)
     method: Any = type(function)(kind(function.__func__, starter))
     vars(method).update(vars(function))  # pyright: ignore[reportUnknownMemberType]
-    return method  # pyright: ignore[reportUnknownVariableType]
+    return method
 
 
 @overload
@@ -241,8 +262,7 @@ def eager(
                 f"write `eager(limit={limit})(function.__wrapped__)`"
             )
         places = None if limit is None else Limit(limit)
-        starter = _task_starter(loop, task_name(_plain(function)), daemon, places)
-        return _decorated(_EagerFunction, function, starter)
+        return _decorated(_EagerFunction, function, _task_starter(loop, daemon, places))
 
     return decorate if function is None else decorate(function)
 
@@ -309,8 +329,7 @@ def eager_stream(
                 f"eager_stream() needs an async generator function, not {function!r}: write `yield` in an "
                 f"`async def`, or decorate an async function with `@eager`"
             )
-        starter = _stream_starter(loop, task_name(_plain(function)), daemon, buffer)
-        return _decorated(_StreamFunction, function, starter)
+        return _decorated(_StreamFunction, function, _stream_starter(loop, daemon, buffer))
 
     return decorate if function is None else decorate(function)
 

@@ -252,8 +252,9 @@ def task_name(function_or_coro: Any) -> str:
     """How a function's tasks are called: `fetch()`."""
     while isinstance(function_or_coro, functools.partial):
         function_or_coro = function_or_coro.func
-    default = getattr(function_or_coro, "__name__", type(function_or_coro).__qualname__)
-    name = getattr(function_or_coro, "__qualname__", default)
+    names = (getattr(function_or_coro, attribute, None) for attribute in ("__qualname__", "__name__"))
+    default = type(function_or_coro).__qualname__
+    name = next((name for name in names if isinstance(name, str)), default)  # some objects have any attribute
     return f"{name.rpartition('<locals>.')[2]}()"
 
 

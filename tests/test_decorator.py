@@ -15,6 +15,7 @@ import threading
 import types
 import typing
 import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from unittest.mock import AsyncMock, Mock, create_autospec, patch
 
@@ -123,6 +124,51 @@ class Savings(Account):
         return kind, y + 100
 
 
+@wrapt.decorator
+def through(function: Any, _instance: object, args: Any, kwargs: Any) -> Any:
+    """Call on, bound in wrapt's way."""
+    return function(*args, **kwargs)
+
+
+class Through:
+    """Calls on, bound in Python's way."""
+
+    def __init__(self, function: Any) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+
+    def __get__(self, instance: object, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    async def __call__(self, *args: Any) -> Any:
+        return await self._function(*args)
+
+
+class Layered:
+    """Eager methods over descriptors of other kinds."""
+
+    @eager
+    @through
+    async def bound_by_wrapt(self) -> object:
+        return self
+
+    @eager
+    @Through
+    async def bound_by_an_object(self) -> object:
+        return self
+
+    @eager
+    @eager
+    async def bound_by_eager(self) -> object:
+        return self
+
+    @eager
+    @through
+    @classmethod
+    async def of_class(cls) -> object:
+        return cls
+
+
 class Bag(list[int]):
     """A container, which is false while it is empty."""
 
@@ -137,6 +183,18 @@ class Adder:
 
     async def __call__(self, x: int, y: int = 1) -> int:
         return x + y
+
+
+class Remote:
+    """Has whatever attribute is asked for, as a client of remote calls."""
+
+    def __getattr__(self, name: str) -> Remote:
+        if name.startswith("__"):
+            return self
+        return Remote()
+
+    async def __call__(self, x: int) -> int:
+        return x
 
 
 class Holder:
@@ -525,11 +583,11 @@ def test_methods_are_pythons_own() -> None:
         assert type(getattr(Account("a"), name)) is types.MethodType
     for name, kind in (("eager_class", classmethod), ("eager_static", staticmethod)):
         assert type(vars(Account)[name]) is kind
-    account = Account("a")
-    kept = weakref.WeakMethod(account.method)
-    method = kept()
-    assert method is not None
-    assert method(1).result(WAIT)[1] == 1
+    account, layered = Account("a"), Layered()
+    for method in (account.method, layered.bound_by_an_object, layered.bound_by_eager):
+        kept: Any = weakref.WeakMethod(method)
+        assert kept() == method
+        assert kept()().result(WAIT)
 
 
 def test_attributes_of_a_class_method_stay() -> None:
@@ -538,6 +596,32 @@ def test_attributes_of_a_class_method_stay() -> None:
         method: Any = kind(plain_add)
         method.colour = "red"
         assert eager(method).colour == "red"
+
+
+def test_kinds_of_class_methods_can_be_decorated() -> None:
+    """A subclass of `classmethod` too, whatever it takes to make one."""
+
+    class Tagged(classmethod):  # type: ignore[type-arg]
+        def __new__(cls, function: Any, **_: Any) -> Tagged:
+            return super().__new__(cls, function)
+
+        def __init__(self, function: Any, *, tag: str) -> None:
+            super().__init__(function)
+            self.tag = tag
+
+    class Holding:
+        async def own(self) -> object:
+            return self
+
+        own = eager(Tagged(own, tag="t"))  # type: ignore[assignment, arg-type, type-var]
+
+    assert Holding.own().result(WAIT) is Holding  # type: ignore[call-arg, attr-defined]
+    assert vars(Holding)["own"].tag == "t"
+
+
+def test_a_function_is_no_list_of_functions() -> None:
+    """What takes a function or several of them, as pandas does, takes it for one."""
+    assert not isinstance(add, Iterable)
 
 
 def test_the_repr_says_eager() -> None:
@@ -552,12 +636,20 @@ def test_a_task_is_named_as_its_function() -> None:
     async def local() -> None:
         pass
 
+    async def named_by_wraps() -> None: ...
+
+    @functools.wraps(named_by_wraps)
+    @eager
+    async def wrapper() -> None: ...
+
     tasks: dict[str, EagerTask[Any]] = {
         "add()": add(1),
         "local()": eager(local)(),
         "plain_add()": eager(functools.partial(plain_add, 1))(),
         "Adder()": eager(Adder())(1),
         "Account.plain()": eager(Account("a").plain)(),
+        "named_by_wraps()": wrapper(),
+        "Remote()": eager(Remote().some.method)(1),
         **{f"Account.{name}()": getattr(Account("a"), name)() for name in ALL_METHODS},
     }
     for task in tasks.values():
@@ -809,6 +901,27 @@ def test_bound_methods_pickle_with_their_object(name: str) -> None:
     """A bound method pickles with its object, as that of any class."""
     restored = pickle.loads(pickle.dumps(getattr(Account("a"), name)))
     assert restored(1).result(WAIT) == getattr(Account("a"), name)(1).result(WAIT)
+
+
+@pytest.mark.parametrize("name", ["bound_by_wrapt", "bound_by_an_object", "bound_by_eager", "of_class"])
+def test_methods_over_other_descriptors_pickle_and_are_copied(name: str) -> None:
+    """As methods of plain functions: with their object or class."""
+    layered = Layered()
+    layered.own = getattr(layered, name)  # type: ignore[attr-defined]
+    for twin in (copy.deepcopy(layered), pickle.loads(pickle.dumps(layered))):
+        assert twin is not layered
+        assert twin.own().result(WAIT) is (Layered if name == "of_class" else twin)
+    of_class = pickle.loads(pickle.dumps(getattr(Layered, name)))
+    task = of_class() if name == "of_class" else of_class(layered)
+    assert task.result(WAIT) is (Layered if name == "of_class" else layered)
+
+
+def test_an_object_is_copied_with_its_inline_decorated_method() -> None:
+    """The copy's is that of the copy, as if it weren't decorated."""
+    account = Account("a")
+    account.own = eager(account.plain)  # type: ignore[attr-defined]
+    twin = copy.deepcopy(account)
+    assert twin.own().result(WAIT)[0] is twin  # type: ignore[attr-defined]
 
 
 def test_a_bound_method_of_a_false_object_pickles_with_it() -> None:

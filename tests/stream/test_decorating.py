@@ -263,3 +263,23 @@ def test_what_a_generator_calls_takes_after_it(*, daemon: bool) -> None:
     assert list(loop_thread.tasks.values()) == [daemon, daemon]
     tasks[0].cancel()
     streams.pop().close()
+
+
+def test_its_code_can_be_exchanged() -> None:
+    """As IPython's autoreload does, for those who keep the old function."""
+
+    @eager_stream
+    async def function() -> AsyncIterator[int]:
+        yield 1
+
+    @eager_stream
+    async def decorated() -> AsyncIterator[int]:
+        yield 2
+
+    async def plain() -> AsyncIterator[int]:
+        yield 3
+
+    for code, item in ((decorated.__code__, 2), (plain.__code__, 3)):  # type: ignore[attr-defined]
+        function.__code__ = code  # type: ignore[attr-defined]
+        assert list(function()) == [item]
+    assert not inspect.isasyncgenfunction(function)
