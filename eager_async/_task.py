@@ -27,6 +27,7 @@ from eager_async._cpython import (
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Failure
 from eager_async._future import FAILED, CancelRequest, EagerFuture
+from eager_async._log import logger
 from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
 
 if TYPE_CHECKING:
@@ -68,9 +69,9 @@ class EagerTask(_Base[T]):
     Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
     """
 
-    # Threads. `_run`, `_finish`, `_exit`, `_new_failure`, `_end`, `_lose`, `_withdraw`, `_deliver` and
-    # `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child. Others only
-    # ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
+    # Threads. `_run`, `_cancel_unbegun`, `_finish`, `_exit`, `_new_failure`, `_end`, `_lose`, `_withdraw`,
+    # `_deliver` and `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child.
+    # Others only ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
@@ -113,11 +114,7 @@ class EagerTask(_Base[T]):
         coro: Any = self._coro
         loop_thread: Any = self._loop_thread
         if self._asked is not None:
-            self._asked.in_time = True
-            if isinstance(coro, EagerTask):  # which has begun by itself
-                coro._cancel_for_awaiter(CancelRequest(self._asked.message))
-            coro.close()
-            self._end(CANCELLED, self._asked.arguments)
+            self._cancel_unbegun(self._asked)
             return
         if self._limit is not None and not self._limit.admit(self):
             return  # its turn will come
@@ -146,6 +143,15 @@ class EagerTask(_Base[T]):
         finally:
             # The frames of a first step that raises lead back here: no cycle (python/cpython#128552).
             del self, context, asyncio_task
+
+    def _cancel_unbegun(self, request: CancelRequest) -> None:
+        """End a call that hasn't begun, and never will."""
+        coro: Any = self._coro
+        request.in_time = True
+        self._end(CANCELLED, request.arguments)  # before the rest, as a coroutine of the user's own may raise
+        if isinstance(coro, EagerTask):  # which has begun by itself
+            coro._cancel_for_awaiter(CancelRequest(request.message))
+        coro.close()
 
     def _finish(self, asyncio_task: asyncio.Task[T]) -> None:
         """Take over what came out of the coroutine."""
@@ -204,15 +210,17 @@ class EagerTask(_Base[T]):
         error = LoopClosedError(f"{self._description()} can't go on: its background loop has ended")
         self._end(FAILED, self._new_failure(error))
         if coro is not None:
-            coro.close()  # or Python would warn that it was never awaited
+            try:
+                coro.close()  # or Python would warn that it was never awaited
+            except BaseException:  # one of the user's own; the loop's other tasks are still to end
+                logger.exception("exception closing the coroutine of %r", self)
 
     def _withdraw(self) -> None:
         """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
         coro: Any = self._coro
         asyncio_task = self._asyncio_task
         if self._context is not None:
-            self._asked = CancelRequest()
-            self._run()
+            self._cancel_unbegun(CancelRequest())
         elif asyncio_task is not None:
             asyncio_task.cancel()
             asyncio_task.add_done_callback(self._finish)
@@ -272,8 +280,9 @@ class EagerTask(_Base[T]):
 
     def _deliver(self, request: CancelRequest, *, again: bool) -> bool:
         """Cancel, unless this comes after the end. Awaiters' requests merge while one is being served."""
-        if self._context is not None:  # it waits for its turn, which needn't come now
-            self._run()
+        if self._context is not None:
+            self._cancel_unbegun(self._asked or request)  # the latest, as in `asyncio.Task`
+            return True
         asyncio_task = self._known_asyncio_task()
         if asyncio_task is None or asyncio_task.done():
             return False

@@ -9,6 +9,7 @@ import inspect
 import random
 import sys
 import threading
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -573,6 +574,59 @@ def test_a_nested_call_can_cancel_its_caller_under_any_task_factory(task_factory
         error = outcome(handle[0].result)
     assert isinstance(error, asyncio.CancelledError)
     assert error.args == ("by the child",)
+
+
+def test_cancel_tells_that_it_has_cancelled_what_had_not_begun() -> None:
+    """Also on the loop's own thread between two turns, where that is done at once."""
+    told: list[tuple[bool, bool]] = []
+    called = threading.Event()
+    loop = shared_loop()
+
+    def handle(*_: object) -> None:
+        task = loop.create_task(asyncio.sleep(0))
+        told.append((task.cancel(), task.cancelled()))
+        called.set()
+
+    loop.asyncio_loop.set_exception_handler(handle)
+    loop.asyncio_loop.call_soon_threadsafe(sys.exit)  # the handler is told when the loop has stopped
+    assert called.wait(PATIENCE)
+    loop.asyncio_loop.set_exception_handler(None)
+    assert told == [(True, True)]
+
+
+def test_the_latest_message_counts_for_what_has_not_begun() -> None:
+    """As for `asyncio.Task`."""
+    with occupied(shared_loop()):
+        task = Body().run()
+        task.cancel("first")
+        task.cancel("second")
+    assert outcome(task.result).args == ("second",)
+
+
+class Unclosable(Coroutine[Any, Any, None]):
+    """A coroutine of a user's own, that raises when it is closed."""
+
+    def send(self, _: object) -> None:
+        raise StopIteration
+
+    def throw(self, *_: object) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise ValueError("not to be closed")
+
+    def __await__(self) -> Iterator[None]:
+        return iter(())  # type: ignore[return-value]
+
+
+def test_a_coroutine_that_raises_when_it_is_closed_is_cancelled(expected_log: Callable[[str], None]) -> None:
+    """What it raises is for the loop's exception handler; nobody waits for ever."""
+    expected_log("not to be closed")
+    with occupied(shared_loop()):
+        task = shared_loop().create_task(Unclosable())
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        task.result(PATIENCE)
 
 
 # Requests of awaiters

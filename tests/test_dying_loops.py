@@ -8,6 +8,7 @@ import inspect
 import itertools
 import selectors
 import threading
+import types
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -333,6 +334,46 @@ def test_tasks_of_a_loop_that_dies_fail(
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert fragile.loop.tasks() == set()
+
+
+def test_a_coroutine_that_cannot_be_closed_keeps_nobody_waiting(
+    fragile: FragileLoop, expected_log: Callable[[str], None]
+) -> None:
+    """One that has begun by other means, and goes on in its `finally`: the others fail all the same."""
+    expected_log(r"'fragile' is dead.*Broken: selector")
+    expected_log(r"exception closing the coroutine of .*stubborn\(\).*ignored GeneratorExit")
+    expected_log("Task was destroyed but it is pending")
+    suspending, blocked, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def stubborn() -> None:
+        try:
+            await pause()
+        finally:
+            await pause()
+
+    def break_it() -> None:
+        blocked.set()
+        go_on.wait(PATIENCE)
+        fragile.selectors[-1].broken = Broken("selector")
+
+    async def suspended() -> None:
+        suspending.set()
+        await asyncio.get_running_loop().create_future()
+
+    tasks = [fragile.loop.create_task(suspended())]
+    assert suspending.wait(PATIENCE)
+    fragile.loop.asyncio_loop.call_soon_threadsafe(break_it)
+    assert blocked.wait(PATIENCE)
+    begun = stubborn()
+    begun.send(None)
+    tasks += [fragile.loop.create_task(begun), fragile.loop.create_task(asyncio.sleep(0))]
+    go_on.set()
+    for task in tasks:
+        assert isinstance(task.exception(PATIENCE), LoopClosedError)
 
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
