@@ -6,6 +6,8 @@ task.result(timeout=5)  # block, from plain code
 await task  # or await, inside any asyncio code
 """
 
+import sys
+
 from eager_async._decorator import eager, eager_stream
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._loop import BackgroundLoop
@@ -27,4 +29,5 @@ __all__ = [
 ]
 
 for _name in __all__:
-    globals()[_name].__module__ = __name__  # what users see, and what pickles
+    # What users see, and what pickles. (By `getattr`: what is in `globals()` may be a lazy import of 3.15's.)
+    getattr(sys.modules[__name__], _name).__module__ = __name__

@@ -24,10 +24,19 @@ _over = False  # whether it is over, or came too late to be arranged
 _cancelled = False  # whether an interruption of it has cancelled the rest
 _abandoned = False  # whether a later one has abandoned that
 
+# Seconds that loops have to end in, whatever their `exit_timeout`: for cleanup that waits for nothing.
+_LEAST_CLEANUP: Final = 0.1
+
 
 def is_over() -> bool:
     """Whether it is too late to start a loop."""
     return _over
+
+
+def forget_parent() -> None:
+    """In a forked child: its own end is still to come, though the parent's may have."""
+    global _over, _cancelled, _abandoned  # noqa: PLW0603
+    _over = _cancelled = _abandoned = False
 
 
 def hold_process() -> None:
@@ -101,7 +110,7 @@ def _end_all() -> None:
     ending = live.copy()
     for loop_thread in ending:
         loop_thread.close(cancel=False)
-    _wait_while(live.__contains__, _say_whose_cleanup, _abandon)
+    _wait_while(live.__contains__, _say_whose_cleanup, _abandon, least=_LEAST_CLEANUP)
     for loop_thread in ending - live:
         loop_thread.join()
 
@@ -127,6 +136,8 @@ def _wait_while(
     is_busy: Callable[[LoopThread], bool],
     say: Callable[[list[LoopThread]], None],
     give_up: Callable[[LoopThread], None],
+    *,
+    least: float = 0,
 ) -> None:
     """Wait until no loop is busy.
 
@@ -134,6 +145,7 @@ def _wait_while(
         is_busy: Asked again whenever a task ends or comes to rest.
         say: Called once, with the busy ones, if that takes long.
         give_up: Called with a loop whose time ran out; it isn't waited for any more.
+        least: Seconds that each has, whatever its `exit_timeout`.
     """
     # Not an `Event`, since it holds a lock: a handler that comes in may wait for the loop, and that for it.
     changed = allocate_lock()
@@ -163,7 +175,7 @@ def _wait_while(
         for loop_thread in busy:
             if loop_thread.exit_timeout is None:
                 continue
-            left = loop_thread.exit_timeout - elapsed
+            left = max(loop_thread.exit_timeout, least) - elapsed
             if left <= 0:
                 out_of_time.add(loop_thread)
                 give_up(loop_thread)

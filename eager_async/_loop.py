@@ -80,6 +80,7 @@ class BackgroundLoop:
         self._exit_timeout = exit_timeout
         self._lock = threading.RLock()
         self._loop_thread: LoopThread | None = None
+        self._starting: set[LoopThread] = set()  # by whoever holds the lock
         self._shut_down = False
         instances.add(self)
 
@@ -206,6 +207,9 @@ class BackgroundLoop:
         loop_thread = self._loop_thread
         if loop_thread is not None and loop_thread.open:
             return loop_thread
+        for starting in self._starting.copy():
+            if starting.starts_here():  # a finalizer, while whoever holds the lock waits for this thread
+                return starting
         with self._lock:
             loop_thread = self._loop_thread
             if loop_thread is not None and (loop_thread.open or self._is_own_thread()):
@@ -216,7 +220,11 @@ class BackgroundLoop:
             if is_over() or (loop_thread is not None and loop_thread.closing):
                 raise LoopClosedError(_PROCESS_ENDS)
             made = self._make_thread()
-            made.start()
+            self._starting.add(made)
+            try:
+                made.start()
+            finally:
+                self._starting.discard(made)
             if is_over():  # in the meantime; but the wait for tasks may have missed this thread
                 made.close(cancel=True)
                 made.join()
@@ -236,6 +244,11 @@ class BackgroundLoop:
 
     def _make_thread(self) -> LoopThread:
         loop = new_loop(self._loop_factory)
+        if loop.is_running():  # or it would be closed there when this one ends
+            raise ValueError(
+                f"loop_factory should have made a new loop, and returned {loop!r}; "
+                f"write `loop_factory=asyncio.new_event_loop`, for one"
+            )
         if self._debug is not None:
             loop.set_debug(self._debug)
         return LoopThread(
@@ -246,6 +259,7 @@ class BackgroundLoop:
         """In a forked child: start anew on the next use, whatever the parent's threads were doing."""
         self._lock = threading.RLock()
         self._loop_thread = None
+        self._starting = set()
 
 
 def task_name(function_or_coro: Any) -> str:

@@ -168,6 +168,10 @@ class LoopThread:
         """Whether this is the thread that asks."""
         return self._ident == get_ident()
 
+    def starts_here(self) -> bool:
+        """Whether this is the thread that asks, also before it runs the loop."""
+        return self._thread.ident == get_ident()
+
     def tell_watchers(self) -> None:
         """Tell those who watch that a task has ended or come to rest, or all. In the loop's thread."""
         if self.interrupted:  # and perhaps there was no stack left to say so
@@ -195,7 +199,10 @@ class LoopThread:
 
     def report(self, message: str, exception: BaseException) -> None:
         """Tell the loop's exception handler of an error that nobody else would hear of."""
-        self.loop.call_exception_handler({"message": message, "exception": exception})
+        try:
+            self.loop.call_exception_handler({"message": message, "exception": exception})
+        except BaseException:  # a user's handler that exits, or a Ctrl-C in it: the loop and the exit go on
+            logger.exception("exception reporting that %s: %r", message, exception)
 
     # Waiting for the loop
 
@@ -285,8 +292,20 @@ class LoopThread:
         Returns:
             False if the time ran out.
         """
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        # Not by `Thread.join` at first: up to 3.12, one that a Ctrl-C interrupts takes the thread for ended.
+        ended = allocate_lock()
+        ended.acquire()
+
+        def tell() -> None:
+            if self not in live:
+                with suppress(RuntimeError):  # told already
+                    ended.release()
+
+        self.watch(tell)
+        if self in live and not ended.acquire(True, -1 if timeout is None else timeout):  # noqa: FBT003
+            return False
+        self._thread.join()
+        return True
 
     def _run(self) -> None:
         self._ident = get_ident()

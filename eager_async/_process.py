@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from eager_async import _call_queue, _failure, _limit, _loop_thread
+from eager_async import _call_queue, _exit, _failure, _limit, _loop_thread
 from eager_async._cpython import keep_for_ever, prepare_keeping
 from eager_async._exit import hold_process
 from eager_async._loop import BackgroundLoop, instances
@@ -80,6 +80,7 @@ def _begin_anew() -> None:
     global _lock  # noqa: PLW0603
     _lock = threading.RLock()
     _call_queue.forget_parent()
+    _exit.forget_parent()
     _failure.forget_parent()
     for limit in list(_limit.instances):
         limit.forget_parent()

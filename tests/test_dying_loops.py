@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import itertools
 import selectors
+import sys
 import threading
 import types
 from typing import TYPE_CHECKING, Any
@@ -225,6 +226,26 @@ def test_a_callback_that_raises_does_not_end_the_loop(
         loop.asyncio_loop.call_soon_threadsafe(callback)
         assert loop.create_task(double(1)).result(PATIENCE) == 2
         assert loop.create_task(own_thread()).result(PATIENCE) is thread
+
+
+def test_an_exception_handler_that_exits_does_not_end_the_loop(expected_log: Callable[[str], None]) -> None:
+    """It is logged, as what a callback raises."""
+    expected_log("exception reporting that a callback raised it.*SystemExit: handler")
+    handled = threading.Event()
+
+    def handle(*_: object) -> None:
+        handled.set()
+        raise SystemExit("handler")
+
+    def fail() -> None:
+        raise ValueError("callback")
+
+    with BackgroundLoop() as loop:
+        loop.asyncio_loop.set_exception_handler(handle)
+        loop.asyncio_loop.call_soon_threadsafe(fail)
+        assert handled.wait(PATIENCE)
+        loop.asyncio_loop.set_exception_handler(lambda *_: sys.exit("handler"))
+        assert loop.create_task(asyncio.sleep(0, "goes on")).result(PATIENCE) == "goes on"
 
 
 def test_an_exit_in_the_last_cleanup_loses_nobody_elses(expected_log: Callable[[str], None]) -> None:

@@ -364,7 +364,55 @@ def test_a_daemons_calls_are_daemons(run: RunPython) -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_a_handler_that_exits_keeps_no_exception_from_being_reported(run: RunPython) -> None:
+    """What an exception handler raises at the exit, `SystemExit` or Ctrl-C too, is logged itself."""
+    source = """
+        from staging import *
+
+        def handle(loop, context):
+            say("handles", context["exception"])
+            raise SystemExit(3)
+
+        @eager
+        async def fail(number):
+            raise ValueError(number)
+
+        shared_loop().asyncio_loop.set_exception_handler(handle)
+        tasks = [fail(number) for number in range(2)]
+        for task in tasks:
+            shared_loop().create_task(asyncio.sleep(0)).result()
+    """
+    done = run(source)
+    assert sorted(done.stdout.splitlines()) == ["handles 0", "handles 1"]
+    assert done.returncode == 0
+    assert done.stderr.count("exception reporting that exception of fail() called at") == 2
+    assert "threading shutdown" not in done.stderr
+
+
 # Running out of time
+
+
+def test_without_any_time_cleanup_that_waits_for_nothing_runs(run: RunPython) -> None:
+    """An `exit_timeout` of 0: calls are cancelled at once; a loop that is idle isn't abandoned for that."""
+    source = """
+        from staging import *
+
+        idle, busy = (BackgroundLoop(exit_timeout=0) for _ in range(2))
+
+        @eager(loop=busy, daemon=True)
+        async def endless():
+            try:
+                begun.set()
+                await asyncio.get_running_loop().create_future()
+            finally:
+                say("cleaned up")
+
+        begun = threading.Event()
+        endless()
+        begun.wait()
+        idle.asyncio_loop
+    """
+    check(run(source), "cleaned up")
 
 
 def test_exit_timeout_cancels_what_is_left(run: RunPython) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import FORK_WITH_THREADS, both_loops, check, has_fork, with_set_up
+from programs import FORK_WITH_THREADS, both_loops, check, has_fork, threads_at_exit, with_set_up
 
 if TYPE_CHECKING:
     from conftest import RunPython
@@ -27,6 +27,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from eager_async import BackgroundLoop, LoopClosedError, eager, set_shared_loop, shared_loop
 
@@ -655,6 +656,29 @@ def test_a_fork_in_another_thread(run: RunPython) -> None:
         say(double(2).result())
     """
     check(run(source, options=FORK_WITH_THREADS), "2", "last", "0", "4")
+
+
+@threads_at_exit
+def test_a_fork_when_the_parents_main_thread_has_ended(run: RunPython) -> None:
+    """The wait at the parent's exit is over, and the child's own is still to come."""
+    source = """
+        from staging import *
+
+        def fork_late():
+            threading.main_thread().join()
+            while shared_loop()._loop_thread in _loop_thread.live:
+                time.sleep(0.005)
+            pid = os.fork()
+            if not pid:
+                say(double(1).result())
+                os._exit(0)
+            say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+        from eager_async import _loop_thread
+        double(2).result()
+        threading.Thread(target=fork_late).start()
+    """
+    check(run(source, options=FORK_WITH_THREADS), "2", "0")
 
 
 def test_a_fork_under_a_loop_that_awaits_a_task(run: RunPython) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
+
+import pytest
 
 if TYPE_CHECKING:
     from conftest import RunPython
@@ -32,3 +35,21 @@ def test_import_adds_only_small_modules(run_python: RunPython) -> None:
     own = {name for name in added if name.partition(".")[0] == "eager_async"}
     assert "eager_async" in own
     assert added - own - _SMALL == set()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="no lazy imports")
+def test_it_can_be_imported_lazily(run_python: RunPython) -> None:
+    """With all its parts, as `-X lazy_imports=all` has it."""
+    done = run_python(
+        """
+        import eager_async
+
+        @eager_async.eager
+        async def double(x):
+            return 2 * x
+
+        print(double(1).result(), eager_async.EagerTask.__module__)
+        """,
+        options=["-X", "lazy_imports=all"],
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("2 eager_async\n", "", 0)

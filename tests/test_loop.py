@@ -217,6 +217,36 @@ def test_a_shutdown_inside_the_first_use_is_not_lost() -> None:
     assert "shut down" in repr(loop)
 
 
+def test_a_factory_that_returns_a_loop_in_use_is_refused() -> None:
+    """The caller's own, for one: it would be closed when the background loop ends."""
+
+    async def main() -> None:
+        loop = BackgroundLoop(loop_factory=asyncio.get_running_loop)
+        with pytest.raises(ValueError, match=r"should have made a new loop, and returned .*new_event_loop"):
+            loop.create_task(own_thread())
+        loop.shutdown()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_finalizer_in_the_new_thread_may_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever started the thread holds a lock, and waits for it."""
+    tasks: list[EagerTask[threading.Thread]] = []
+    loop = BackgroundLoop()
+    bootstrapped = threading.Thread._set_ident  # type: ignore[attr-defined]
+
+    def call_in_new_thread(thread: threading.Thread) -> None:
+        bootstrapped(thread)
+        if not tasks and thread.name == "eager-async":
+            tasks.append(loop.create_task(own_thread()))
+
+    monkeypatch.setattr(threading.Thread, "_set_ident", call_in_new_thread)
+    with loop:
+        thread = loop.create_task(own_thread()).result(PATIENCE)
+        assert tasks[0].result(PATIENCE) is thread
+
+
 def test_asyncio_loop_is_the_one_that_runs(loop_factory: LoopFactory) -> None:
     """`asyncio_loop` is what the factory made and what tasks run on, with its exception handler."""
     made: list[asyncio.AbstractEventLoop] = []

@@ -86,6 +86,33 @@ def test_ctrl_c_interrupts_a_thread_that_blocks(run: RunPython, set_up: str, wai
     check(run(source), "interrupted", "False", "finally", "worked")
 
 
+def test_a_shutdown_after_one_that_ctrl_c_interrupted_waits_too(run: RunPython) -> None:
+    """Until the cleanup has ended; up to 3.12, Python takes the thread for ended then."""
+    source = """
+        from staging import *
+
+        loop = BackgroundLoop()
+        work = Work()
+
+        async def clean_up_slowly():
+            try:
+                await work()
+            finally:
+                await asyncio.sleep(0.2)
+                say("cleaned up")
+
+        loop.create_task(clean_up_slowly())
+        try:
+            work.main_waits.set()
+            loop.shutdown()
+        except KeyboardInterrupt:
+            say("interrupted")
+        loop.shutdown(cancel_futures=True)
+        say("shut down")
+    """
+    check(run(source), "interrupted", "finally", "cleaned up", "shut down")
+
+
 def test_ctrl_c_in_an_await_cancels_the_task(run: RunPython) -> None:
     """Under `asyncio.run` Ctrl-C cancels the main task, and so what it awaits: as with a plain coroutine."""
     source = """
