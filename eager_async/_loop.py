@@ -140,8 +140,7 @@ class BackgroundLoop:
             context = contextvars.copy_context()
         else:
             context = context.copy()
-            if daemon is None:
-                daemon = inherited_daemon.get()  # the caller's, which the context needn't be
+            context.run(inherited_daemon.set, inherited_daemon.get())  # the caller's, whosever the context is
         try:
             loop_thread = self._admitting_thread()
         except BaseException:

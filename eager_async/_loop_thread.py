@@ -47,6 +47,12 @@ inherited_daemon: contextvars.ContextVar[bool] = contextvars.ContextVar("eager_a
 live: set[LoopThread] = set()
 
 
+def _can_inherit() -> bool:
+    """Whether calls here can be an eager task's: callbacks on a user's loop may have its context alone."""
+    loop = running_loop()
+    return loop is None or any(loop_thread.loop is loop for loop_thread in live.copy())
+
+
 class LoopThread:
     """One run of an event loop: its thread, its unfinished tasks, and its end.
 
@@ -115,16 +121,17 @@ class LoopThread:
     ) -> EagerTask[T]:
         """Have a coroutine begin: before this returns if the loop runs in this thread, else soon.
 
-        With a limit, that may be only when others have ended. The context is for this task alone. A
-        coroutine that isn't taken on is closed.
+        With a limit, that may be only when others have ended. The context is for this task alone, and made
+        from the caller's. A coroutine that isn't taken on is closed.
 
         Raises:
             LoopClosedError: If the loop is closed; to its own thread: if it has ended.
         """
         try:
+            inherited = inherited_daemon.get()
             if daemon is None:
-                daemon = inherited_daemon.get()
-            else:
+                daemon = inherited and _can_inherit()
+            if daemon is not inherited:
                 context.run(inherited_daemon.set, daemon)
             task = EagerTask(self, coro, context, name, caller)
         except BaseException:

@@ -288,6 +288,40 @@ def test_daemons_are_cancelled_and_clean_up(run: RunPython, set_up: str) -> None
     check(run(with_set_up(set_up, source)), "main ends", "cancelled", "saved", "cleaned up")
 
 
+@pytest.mark.parametrize(
+    "way", ["loop.call_soon_threadsafe(save)", "run_coroutine_threadsafe(call_save(), loop)"]
+)
+def test_calls_that_a_daemon_hands_to_another_loop_are_none(run: RunPython, way: str) -> None:
+    """Its context comes along to the callback; but the call is made by the loop that was handed it."""
+    source = f"""
+        from staging import *
+        from asyncio import run_coroutine_threadsafe
+
+        @eager
+        async def save():
+            called.set()
+            await main_end()
+            await asyncio.sleep(0.02)
+            say("saved")
+
+        async def call_save():
+            save()
+
+        @eager(daemon=True)
+        async def listen(loop):
+            {way}
+            await asyncio.get_running_loop().create_future()
+
+        async def main():
+            listen(asyncio.get_running_loop())
+            await asyncio.to_thread(called.wait)
+
+        called = threading.Event()
+        asyncio.run(main())
+    """
+    check(run(source), "saved")
+
+
 def test_daemons_live_until_the_rest_have_ended(run: RunPython) -> None:
     """While the process waits for other tasks, its daemon tasks go on."""
     source = """
