@@ -38,11 +38,11 @@ _TITLE: Final = "What a call costs, as ratios"
 _NOTE: Final = """\
 How many times faster than the alternative, or for memory, how many times smaller; **bold** where the aim is
 reached, ✗ where the minimum is not. “At most” says the opposite: how many times the cost of the
-alternative, which no call can do without. One call at a time is two hand-overs between threads, and what
-these take differs by far more than the work, by where the system puts the threads from run to run: so it
-is also measured on one CPU. Each pair in one process, in turns, medians, on asyncio's loop
-unless another is named. A pending call awaits one `asyncio.Future` that all share; its memory is that of
-task, coroutine, handle, all."""
+alternative, the plainest hand-over that asyncio has. One call at a time is two hand-overs between threads,
+and what these take differs by far more than the work, by where the system puts the threads: so it is also
+measured on one CPU. Each pair in one process, in turns, each run with a loop and a thread of its own,
+medians, on asyncio's loop unless another is named. A pending call awaits one `asyncio.Future` that all
+share; its memory is that of task, coroutine, handle, all."""
 
 _PYTHON: Final = report.python_version()
 
@@ -54,8 +54,8 @@ class Goal:
     name: str
     workload: Workload
     against: type[Peer]
-    on_313: float  # the least, and on later ones
-    on_311: float  # the least, and on 3.12
+    on_313: float  # the least on 3.13 and later
+    on_311: float  # the least on 3.11 and 3.12
     aim: float | None = None
     at_most: bool = False  # the others are at least
     loop: str = "asyncio"

@@ -7,7 +7,7 @@ import functools
 import importlib.util
 import inspect
 import os
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     Run = Callable[[Wrap, int], Outcome]
 
 
-# Of the calls of a run, when they are checked.
+# Of the calls of a run, when they are checked; and how many are made before.
 _MOST_CHECKED: Final = 20_000
+_WARM_UP: Final = 50
 
 # The bodies
 
@@ -121,22 +122,26 @@ def compare(
 ) -> dict[str, float]:
     """Measure a workload with several peers in turns, after an untimed run of each that checks it.
 
+    Each run has a peer of its own, warmed up: where the system puts a peer's thread is luck, and stays so.
+
     Returns:
         The cost of a call, by the peer's name.
     """
-    with ExitStack() as stack:
-        common = stack.enter_context(workload.surroundings())
-        stack.enter_context(default_loops(factory))
+    with workload.surroundings() as common, default_loops(factory):
+
+        def run_once(kind: type[Peer], wrap: Wrap, count: int) -> Outcome:
+            with closing(kind(factory)) as peer, workload.prepared(peer, common) as run:
+                run(wrap, min(count, _WARM_UP))
+                return run(wrap, count)
+
         runs: dict[str, Callable[[], Outcome]] = {}
         for kind in peers:
-            peer = stack.enter_context(closing(kind(factory)))
-            run = stack.enter_context(workload.prepared(peer, common))
             tried = min(count, _MOST_CHECKED)
-            results = list(run(checked, tried).results)
-            assert results == list(range(tried)), f"{workload.name} with {peer.name}: wrong results"
-            runs[peer.name] = functools.partial(run, unchecked, count)
+            results = list(run_once(kind, checked, tried).results)
+            assert results == list(range(tried)), f"{workload.name} with {kind.name}: wrong results"
+            runs[kind.name] = functools.partial(run_once, kind, unchecked, count)
         if workload.unit == "B":  # it doesn't vary
-            costs = {name: run_once().cost for name, run_once in runs.items()}
+            costs = {name: run().cost for name, run in runs.items()}
         else:
             costs = alternate(runs, rounds)
     return {name: cost / count for name, cost in costs.items()}

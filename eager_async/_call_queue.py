@@ -37,8 +37,9 @@ class CallQueue:
 
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
     call. Here the loop is woken up only if that isn't under way: `_armed` says that a `_drain` is to
-    come. It comes by a descriptor of the queue's own that the loop reads (`listen`), which costs less; in
-    that loop's own thread, by `call_soon`; where there is no descriptor, by `call_soon_threadsafe`.
+    come. To a background loop it comes by a descriptor of the queue's own (`listen`), which costs less, and
+    in that loop's own thread by `call_soon`. To other loops it comes by `call_soon_threadsafe`, in their own
+    threads too, as a signal handler may queue there while the loop sleeps.
 
     No call is lost: whoever queues looks at `_armed` *after* appending, and `_drain` clears it *before*
     it empties the queue. So a thread that finds it set appended before that clearing, and the `_drain`
@@ -160,7 +161,7 @@ class _Descriptor:
         _os.eventfd_write(self.number, 1)
 
     def read(self) -> None:
-        with suppress(BlockingIOError):  # by the same event, if a callback ended the loop's turn before
+        with suppress(BlockingIOError):  # read already: a turn that was broken off is made up for in the next
             _os.eventfd_read(self.number)
 
 

@@ -20,7 +20,9 @@ T = TypeVar("T")
 # Items that are put before other tasks of the loop have a turn for sure: the generator may never wait.
 _MOST_IN_A_ROW: Final = 100
 
-_Sleepers = dict["Callable[[], object]", bool]  # all True: whoever takes one out gets that
+_Sleepers = dict[
+    "Callable[[], object]", bool
+]  # all are True, so that `pop(call, False)` says who took it out
 
 
 class OccupiedError(Exception):
@@ -75,8 +77,8 @@ class Channel(Generic[T]):
         awaiter = Awaiter(loop, call_queue(loop))
         self._producer[awaiter] = True
         try:
-            # Who closes also cancels, and that is waited for here, lest it interrupt the cleanup. But a
-            # generator that has swallowed this gets no other.
+            # `close` comes before the cancellation that goes with it: rest until that is here, or it would
+            # interrupt the cleanup. If the generator has swallowed it already, no other comes.
             if self._size == 0 and self._was_told():
                 return False
             if (len(self.items) > self._low_water or self._size == 0) and not self.is_cancelled():

@@ -1,7 +1,7 @@
 """All that differs between versions of CPython, or leans on one of its private names.
 
-(But for how futures are awaited and looked at, in `_future`, `_look` and `EagerTask.send`; and how frames are
-read, in `_where`, `_decorator` and `LoopThread._stack_text`.)
+(But for how futures are awaited and looked at, in `_future`, `_look` and `EagerTask.send`; how frames are
+read, in `_where`, `_decorator` and `LoopThread._stack_text`; and a fault of `reprlib`'s, in `_task`.)
 
 Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
 """
@@ -125,7 +125,7 @@ def _step_by_hand(
     context: contextvars.Context,
     make: Callable[..., asyncio.Task[Any]],
 ) -> asyncio.Task[Any]:
-    """Make a task, take its first step out of the loop's schedule, and run that at once.
+    """Make a task, run its first step at once, and take it out of the loop's schedule.
 
     A new task has its first step scheduled by `loop.call_soon`.
     """

@@ -226,8 +226,9 @@ def eager(
 
     A call returns an `EagerTask` at once. Made from another thread, the body starts as soon as the
     background loop is free, without waiting for the caller; made on the loop's own thread, it runs up
-    to its first suspension before the call returns. It runs in the loop's thread, in a copy of the
-    caller's context. Any thread may call the function.
+    to its first suspension before the call returns (unless its limit has no place, or 50 calls are under
+    way inside one another). It runs in the loop's thread, in a copy of the caller's context. Any thread
+    may call the function.
 
     Args:
         function: A function, method, class method or static method (either order of decorators), a
@@ -245,8 +246,8 @@ def eager(
         `__wrapped__` is the undecorated one.
 
     Raises:
-        TypeError: If that isn't an async function, or an option is of the wrong type. From a call: if
-            the arguments don't fit.
+        TypeError: If `function` isn't an async function, or an option is of the wrong type. From a call:
+            if the arguments don't fit, or no coroutine comes out.
         ValueError: If the limit is less than 1.
         LoopClosedError: From a call, if the loop was shut down, or the process is ending.
     """
@@ -312,10 +313,10 @@ def eager_stream(
         daemon: As for `eager`.
 
     Returns:
-        What may be used in the function's place, as for `eager`; `inspect.isasyncgenfunction` says no.
+        What may be used in the function's place, as for `eager`; `inspect.isasyncgenfunction` is false.
 
     Raises:
-        TypeError: If that isn't an async generator function, or an option is of the wrong type. From a
+        TypeError: If `function` isn't an async generator function, or an option is of the wrong type. From a
             call: if the arguments don't fit.
         ValueError: If the buffer is less than 1.
         LoopClosedError: From a call, if the loop was shut down, or the process is ending.

@@ -9,13 +9,13 @@ class DeadlockError(RuntimeError):
 
     Raised at once, instead of the wait that would never end: on the thread of its own loop, by
     `EagerTask.result()` and `exception()`, by an `EagerStream` in `for`, `next` and `close()`, and by
-    `BackgroundLoop.shutdown()`; and by a task that awaits its own end. The message says what to write
-    instead.
+    `BackgroundLoop.shutdown()`: the message says what to write instead. Also raised by an await in the very
+    task whose end is awaited.
     """
 
 
 class LoopClosedError(RuntimeError):
-    """The background loop was shut down, has died, or was left behind in the parent of a fork.
+    """The background loop was shut down, has died or is a forked child's parent's, or the process is ending.
 
     Raised by calls that come too late, and the outcome of tasks that a loop could not finish.
     """
@@ -24,8 +24,9 @@ class LoopClosedError(RuntimeError):
 class ResultTimeoutError(TimeoutError):
     """`EagerTask.result(timeout)` or `exception(timeout)` ran out of time; the task runs on.
 
-    A `TimeoutError` that the coroutine itself raises is never of this class (python/cpython's
-    `concurrent.futures.TimeoutError` and `asyncio.TimeoutError` have been one class since 3.11).
+    A plain `TimeoutError` is the coroutine's own. (`concurrent.futures.TimeoutError` and
+    `asyncio.TimeoutError` have been that one class since 3.11.) A coroutine that itself waits for another
+    task with a timeout, and lets that error out, ends with one of these, which names the other task.
     """
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Callable
 
-# All that still exist: those that nobody has retrieved are reported when the process ends.
+# Those that exist and may have to be reported, when the process ends.
 _living: set[weakref.ref[Failure]] = set()
 
 # The attribute itself: an exception's class may refuse to have any set, as a frozen dataclass does.
@@ -89,10 +89,6 @@ class Failure:
         if report is not None:
             report(self.exception)
 
-    def ignore(self) -> None:
-        """Take it that nobody needs to look."""
-        self._report = None
-
     def __del__(self) -> None:
         self.report()
 
@@ -106,7 +102,7 @@ def report_unretrieved() -> None:
 def forget_parent() -> None:
     """In a forked child: what the parent's tasks have raised is reported there."""
     for failure in _alive():
-        failure.ignore()
+        failure._report = None
     _living.clear()
 
 

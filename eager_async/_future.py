@@ -81,7 +81,10 @@ class EagerFuture(concurrent.futures.Future[T]):
             DeadlockError: On the loop's own thread, if there is no result yet and timeout isn't 0.
             asyncio.CancelledError: If the work was cancelled. In a thread where no event loop runs
                 it is a `concurrent.futures.CancelledError` too.
+            LoopClosedError: If the loop died, or was left behind in a fork's parent.
             BaseException: What the work raised, as the same object each time.
+
+        In asyncio's debug mode, a wait that blocks another running loop gives a `RuntimeWarning`.
         """
         __tracebackhide__ = True  # in notebooks and pytest, the user's own frames follow each other
         if self._loop_thread is not None:
@@ -90,7 +93,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             result: T = self._result
             return result
         try:
-            self._raise(CancelledError if running_loop() else BlockingCancelledError)
+            self._raise()
         finally:
             del self  # no cycle from the exception through this frame (python/cpython#80111)
 
@@ -111,21 +114,19 @@ class EagerFuture(concurrent.futures.Future[T]):
         if self._loop_thread is not None:
             self._block(timeout)
         if self._status == CANCELLED:
-            self._raise(CancelledError if running_loop() else BlockingCancelledError)
+            self._raise()
         return self._result.retrieve() if self._status == FAILED else None
 
-    def _raise(
-        self, cancelled_error: type[CancelledError], driver: asyncio.Task[Any] | None = None
-    ) -> NoReturn:
+    def _raise(self, driver: asyncio.Task[Any] | None = None) -> NoReturn:
         __tracebackhide__ = True
         try:
             if self._status == FAILED:
                 self._result.throw(driver)
-            raise cancelled_error(*self._result)
+            raise (CancelledError if running_loop() else BlockingCancelledError)(*self._result)
         finally:
             del self, driver
 
-    def _block(self, timeout: float | None, remedy: str = "`await task` in place of `task.result()`") -> None:
+    def _block(self, timeout: float | None, remedy: str = "`await task`") -> None:
         """Wait until done, or raise."""
         __tracebackhide__ = True
         loop_thread = self._loop_thread
@@ -144,14 +145,19 @@ class EagerFuture(concurrent.futures.Future[T]):
         finally:
             self._forget(lock)
 
-    def _check_blocking(self, remedy: str) -> None:
-        """Raise where a wait could not end; warn, in debug mode, where it holds up a loop."""
+    def _check_deadlock(self, remedy: str) -> None:
+        """Raise where a wait could not end."""
         __tracebackhide__ = True
         if self._in_loop_thread():
             raise DeadlockError(
                 f"{self._description()} can't end while its own loop's thread waits for it; "
                 f"there, write {remedy}"
             )
+
+    def _check_blocking(self, remedy: str) -> None:
+        """Raise where a wait could not end; warn, in debug mode, where it holds up a loop."""
+        __tracebackhide__ = True
+        self._check_deadlock(remedy)
         loop = running_loop()
         if loop is not None and loop.get_debug():
             warnings.warn(
@@ -178,6 +184,7 @@ class EagerFuture(concurrent.futures.Future[T]):
 
         Raises:
             asyncio.CancelledError: If the work was cancelled, or ended before it could be.
+            LoopClosedError: If the loop died, or was left behind in a fork's parent.
             DeadlockError: In the very coroutine whose end is awaited.
             BaseException: What the work raised, as the same object each time.
         """
@@ -224,8 +231,8 @@ class EagerFuture(concurrent.futures.Future[T]):
                 try:
                     raise CancelledError(*request.arguments)  # noqa: TRY301  # only to be the context
                 except CancelledError:  # by whose message a scope of anyio knows its own
-                    self._raise(CancelledError)
-            self._raise(CancelledError, driver)
+                    self._raise()
+            self._raise(driver)
         finally:
             del self, driver  # no cycle, as in `result`
 
@@ -351,7 +358,9 @@ class EagerFuture(concurrent.futures.Future[T]):
             return False, False, None, None
         if self._status == FAILED:
             return True, False, None, self._result.retrieve()
-        return True, self._status == CANCELLED, self._result if self._status == FINISHED else None, None
+        if self._status == CANCELLED:
+            return True, True, None, None
+        return True, False, self._result, None
 
     @override
     def set_running_or_notify_cancel(self) -> bool:

@@ -40,8 +40,8 @@ class BackgroundLoop:
         name: The name of the thread.
         loop_factory: Makes the asyncio loop; `uvloop.new_event_loop`, for one. None: asyncio's own.
         debug: asyncio's debug mode. None: as the loop is made.
-        blocked_after: After so many seconds in `result()` a thread looks whether the loop still turns,
-            and logs the stack of the loop's thread if it doesn't.
+        blocked_after: After so many seconds of blocking, in `result()` for one, a thread looks whether the
+            loop still turns, and logs it if not, with the stack of the loop's thread (not without the GIL).
         exit_timeout: How many seconds the process waits for this loop's tasks when it ends, before it
             cancels them, and again before it abandons them. None: as long as it takes.
 
@@ -96,7 +96,7 @@ class BackgroundLoop:
 
     @property
     def asyncio_loop(self) -> asyncio.AbstractEventLoop:
-        """The asyncio loop itself, which is running: for its exception handler, or to make clients on.
+        """The asyncio loop itself, started if need be: for its exception handler, or to make clients on.
 
         What a thread schedules on it with `call_soon_threadsafe` may come before or after that thread's
         calls of eager functions: those keep their order among themselves alone.
@@ -149,7 +149,7 @@ class BackgroundLoop:
         return loop_thread.start_task(coro, name, daemon, context, calling_frame())
 
     def tasks(self) -> set[EagerTask[Any]]:
-        """Return the tasks that are unfinished now. From any thread."""
+        """Return the tasks that are unfinished now, those of streams too. From any thread."""
         loop_thread = self._loop_thread
         if loop_thread is None:
             return set()

@@ -75,14 +75,15 @@ class LoopThread:
     ) -> None:
         self.loop = loop
         self.exit_timeout = exit_timeout
-        self.open: bool = True  # takes on any task: neither closing nor closed
-        self.closing: bool = False  # takes on what its own tasks start, and what was under way
-        self.closed: bool = False  # takes on that alone, to the last
-        self.ended: bool = False  # takes on nothing
+        # Stages, each reached for good, and who may still start tasks then:
+        self.open: bool = True  # anybody, until the next
+        self.closing: bool = False  # the thread itself, and others who had found it open
+        self.closed: bool = False  # the thread itself
+        self.ended: bool = False  # nobody
         self._ident: int | None = None  # while the thread runs
         self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons (True) don't hold the process
         self.resting: set[asyncio.Task[Any]] = set()  # producers that are far enough ahead: nor do they
-        self.interrupted: list[EagerTask[Any]] = []  # calls that were, by a Ctrl-C or a full stack
+        self.interrupted: list[EagerTask[Any]] = []  # calls that a Ctrl-C or a full stack interrupted
         self.watchers: list[Callable[[], object]] = []  # called when a task ends or comes to rest
         self._calls = CallQueue(loop)
         contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
@@ -291,7 +292,7 @@ class LoopThread:
             self.loop.stop()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread's end. From any thread but this one.
+        """Wait for the thread's end. From any other thread.
 
         Args:
             timeout: The most to wait, in seconds. None: as long as it takes.

@@ -25,7 +25,8 @@ _inherited: list[Any] = []
 def shared_loop() -> BackgroundLoop:
     """Return the background loop that eager functions use. From any thread; it starts nothing.
 
-    Once it was shut down, it is made anew, with the same settings.
+    Once it was shut down, it is made anew, with the same settings; but to its own tasks, while they end, this
+    is still the old one.
     """
     if _shared._shut_down and not _shared._is_own_thread():  # whose tasks may still start others there
         with _lock:

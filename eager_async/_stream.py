@@ -55,8 +55,7 @@ class EagerStream(Generic[T_co]):
         Raises:
             DeadlockError: In the loop's own thread, while the generator runs.
         """
-        if self._producing._in_loop_thread():
-            self._producing._check_blocking(_FOR)
+        self._producing._check_deadlock(_FOR)
         return self
 
     def __next__(self) -> T_co:
@@ -285,7 +284,11 @@ async def _produce(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> No
 
 
 async def _rest(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> bool:
-    """`Channel.rest`; what the generator's own timeout cancels, say, is then cancelled at its `yield`."""
+    """Rest as `Channel.rest` does, and return what that does.
+
+    A cancellation that isn't the library's, but of the generator's own timeout, say, is raised at its `yield`
+    when it goes on.
+    """
     cancelled: CancelledError | None = None
     try:
         while True:
@@ -296,7 +299,7 @@ async def _rest(generator: AsyncGenerator[T, Any], channel: Channel[T]) -> bool:
                     raise
                 cancelled = exc
                 continue
-            if cancelled is None or not wanted:
+            if cancelled is None:
                 return wanted
             try:
                 item = await generator.athrow(cancelled)

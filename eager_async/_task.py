@@ -187,7 +187,7 @@ class EagerTask(_Base[T]):
     def _end(self, status: str, result: object) -> None:
         """Settle: drop all but the outcome, and make it known to all who wait."""
         loop_thread: Any = self._loop_thread
-        self._coro = self._asyncio_task = None
+        self._coro = self._asyncio_task = self._asked = None
         # In this order: whoever finds `_loop_thread` None finds the outcome too; and for `_context`, see
         # `running`.
         self._result = result
@@ -219,15 +219,15 @@ class EagerTask(_Base[T]):
         """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
         coro: Any = self._coro
         asyncio_task = self._asyncio_task
-        if self._context is not None:
+        if self._context is not None:  # it hasn't begun
             self._cancel_unbegun(CancelRequest())
-        elif asyncio_task is not None:
+        elif asyncio_task is not None:  # it is under way
             asyncio_task.cancel()
             asyncio_task.add_done_callback(self._finish)
-        elif self._loop_thread is not None:
+        elif self._loop_thread is not None:  # it was to begin, and has no asyncio task yet
             self._end(CANCELLED, ())
             coro.close()
-        elif self._limit is not None:
+        elif self._limit is not None:  # it has ended, and may not have left its place
             self._limit.leave_again(self)
 
     def _leave_behind(self) -> tuple[object, ...]:
@@ -269,7 +269,11 @@ class EagerTask(_Base[T]):
         self._ask(request, again=False)
 
     def _ask(self, request: CancelRequest, *, again: bool) -> bool:
-        """Deliver a request in the loop's thread: at once if here, and the task has begun or no loop runs."""
+        """Deliver a request in the loop's thread.
+
+        At once if that is this one; but what hasn't begun ends only when nothing else runs there, or its
+        callbacks would run inside whatever cancels it.
+        """
         loop_thread = self._loop_thread
         if loop_thread is None:
             return False

@@ -484,6 +484,23 @@ def test_loop_of_an_awaiter_is_not_kept_alive(
     assert loop() is None
 
 
+def test_an_await_that_is_closed_leaves_no_entry() -> None:
+    """Nothing grows with those who give up."""
+
+    async def main() -> None:
+        task = eager(asyncio.sleep)(PATIENCE)
+        waiting = task.__await__()
+        next(waiting)
+        assert task._callbacks
+        waiting.close()
+        assert not task._callbacks
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+
+
 # As a coroutine, driven by hand
 
 

@@ -888,6 +888,37 @@ def test_awaiter_that_is_cancelled_again_goes_on_waiting() -> None:
     assert body.seen == [("again",)]
 
 
+def test_a_request_after_one_that_was_taken_back_is_delivered() -> None:
+    """A body that calls `uncancel()` goes on, and is cancelled anew by the next awaiter."""
+    hits: list[str] = []
+    went_on = threading.Event()
+
+    @eager
+    async def stubborn() -> None:
+        for number in ("first", "second"):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                hits.append(number)
+                if number == "second":
+                    raise
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+                went_on.set()
+
+    async def main() -> None:
+        task = stubborn()
+        await asyncio.to_thread(turn, shared_loop())
+        task.cancel()
+        await happening(went_on)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(task, 0.01)
+
+    asyncio.run(main())
+    assert hits == ["first", "second"]
+
+
 def test_requests_of_many_awaiters_merge_into_one() -> None:
     """In several loops and threads, the own one included: the cleanup is interrupted by none of them."""
     body = Body()

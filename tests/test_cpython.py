@@ -266,7 +266,7 @@ def test_making_a_loop_takes_no_lock_of_asyncios(run_python: RunPython) -> None:
 def test_a_new_task_schedules_its_first_step(task_class: type, loop_factory: LoopFactory) -> None:
     """A task has `loop.call_soon` call its first step: without arguments, in its context, bound to the task.
 
-    `_start_by_hand` recognises the step by all of that, and finds `call_soon` on the loop object.
+    `_step_by_hand` recognises the step by all of that, and finds `call_soon` on the loop object.
     """
 
     async def main() -> None:
@@ -292,7 +292,7 @@ def test_a_new_task_schedules_its_first_step(task_class: type, loop_factory: Loo
     run(loop_factory, main())
 
 
-def test_a_step_that_is_cancelled_in_the_schedule_can_be_run_by_hand(loop_factory: LoopFactory) -> None:
+def test_a_step_can_be_run_inside_another_task(loop_factory: LoopFactory) -> None:
     """Between `_leave_task` and `_enter_task` a task's step can be run inside another task."""
 
     async def main() -> None:

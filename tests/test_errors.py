@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from eager_async._where import line_of
 from interrupter import in_package
 from threads import GIL_ENABLED, frequent_switches
 
@@ -863,3 +864,9 @@ def test_a_report_at_the_end_that_drops_other_tasks_loses_none(run_python: RunPy
     """
     )
     assert (process.returncode, process.stdout, process.stderr) == (0, "told\n" * 3, "")
+
+
+def test_code_without_a_line_table_is_named_by_its_first_line() -> None:
+    """As of a compiler that writes none."""
+    code = test_code_without_a_line_table_is_named_by_its_first_line.__code__
+    assert line_of(code.replace(co_linetable=b""), 0).endswith(f"test_errors.py:{code.co_firstlineno}")

@@ -1153,3 +1153,46 @@ def test_multiprocessing_children_wait_for_their_tasks(run: RunPython, method: s
             work("parent")
     """
     check(run(source), "child worked", "cancelled", "4", "parent worked")
+
+
+def test_abandoned_cleanup_is_abandoned_once(run: RunPython) -> None:
+    """However often the wait was arranged: it is anew when a process pool was imported in between."""
+    source = """
+        from staging import *
+
+        async def stubborn():
+            try:
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(60)
+
+        BackgroundLoop(exit_timeout=0.1).create_task(stubborn())
+        import concurrent.futures.process
+        BackgroundLoop().create_task(asyncio.sleep(0)).result()
+    """
+    done = run(source)
+    assert (done.stderr.count("abandoned at exit"), done.returncode) == (1, 0)
+
+
+def test_a_loop_whose_time_ran_out_is_not_made_anew(run: RunPython) -> None:
+    """While the process waits for other loops, calls on one that was given up are refused."""
+    source = """
+        from staging import *
+
+        short, long = BackgroundLoop(exit_timeout=0.1), BackgroundLoop()
+
+        async def call_late(task):
+            while short._loop_thread.open or not task.done() or not short._loop_thread.ended:
+                await asyncio.sleep(0.01)
+            try:
+                await short.create_task(asyncio.sleep(0))
+            except LoopClosedError as exc:
+                say(exc)
+
+        long.create_task(call_late(short.create_task(asyncio.sleep(60))))
+    """
+    check(
+        run(source),
+        "the process is ending: no background loop is started any more",
+        stderr="time ran out at exit.*",
+    )

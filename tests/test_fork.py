@@ -791,3 +791,53 @@ def test_workers_of_a_busy_parent(run: RunPython, method: str) -> None:
             say(task.result())
     """
     check(run(source, options=FORK_WITH_THREADS), "[6, 8, 10, 12]", "finally", "worked")
+
+
+def test_a_child_that_takes_an_inherited_item_wakes_up_nobody(run: RunPython) -> None:
+    """The generator at rest is the parent's."""
+    source = """
+        from staging import *
+        from eager_async import _call_queue, eager_stream
+
+        @eager_stream(buffer=1)
+        async def generate():
+            yield 1
+            yield 2
+
+        def child():
+            _call_queue.CallQueue.run_soon = lambda *_: say("woken up")
+            say(next(stream))
+            try:
+                next(stream)
+            except LoopClosedError:
+                say("closed")
+
+        stream = generate()
+        while not shared_loop()._loop_thread.resting:
+            time.sleep(0.005)
+        fork(child)
+        say(list(stream))
+    """
+    check(run(source, options=FORK_WITH_THREADS), "1", "closed", "child ended 0", "[1, 2]")
+
+
+def test_a_wake_up_under_way_at_the_fork_is_not_waited_for(run: RunPython) -> None:
+    """A child that runs the forking thread's own loop on is told of the ends of its tasks."""
+    source = """
+        from staging import *
+        from eager_async._call_queue import call_queue
+
+        async def main():
+            return await double(1), call_queue(asyncio.get_running_loop())
+
+        def child():
+            say(loop.run_until_complete(main())[0])
+            loop.close()
+
+        loop = asyncio.new_event_loop()
+        queue = loop.run_until_complete(main())[1]
+        queue._armed = True  # by a thread that is about to wake the loop up
+        fork(child)
+        loop.close()
+    """
+    check(run(source, options=FORK_WITH_THREADS), "2", "child ended 0")

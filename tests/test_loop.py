@@ -1270,3 +1270,24 @@ def test_interrupted_calls_that_nobody_holds_are_ended(monkeypatch: pytest.Monke
     loop.shutdown()
     assert steps in ([], ["begun", "ended"])  # the first was queued before anybody knew of the interrupts
     assert [inspect.getcoroutinestate(coro) for coro in coros] == [inspect.CORO_CLOSED] * 3
+
+
+def test_what_the_cleanup_of_async_generators_starts_runs_to_its_end() -> None:
+    """A shutdown closes those that were left open, and waits for what they start then."""
+    kept: list[AsyncIterator[int]] = []
+    started: list[EagerTask[int]] = []
+    loop = BackgroundLoop()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            started.append(loop.create_task(double(2)))
+
+    async def leave_one() -> None:
+        kept.append(generate())
+        await anext(kept[0])
+
+    loop.create_task(leave_one()).result(PATIENCE)
+    loop.shutdown()
+    assert started[0].result(PATIENCE) == 4

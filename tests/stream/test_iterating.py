@@ -119,6 +119,30 @@ def test_a_buffer_of_one_never_makes_two_ahead(consumer: Consumer) -> None:
     stream.close()
 
 
+def test_an_item_that_answers_a_timeout_at_a_yield_counts(loop: BackgroundLoop) -> None:
+    """What a generator yields when its own timeout strikes at a `yield` fills the buffer as any other."""
+    made: list[int] = []
+
+    @eager_stream(buffer=1)
+    async def generate() -> AsyncIterator[int]:
+        try:
+            async with asyncio.timeout(0):
+                yield 1
+        except TimeoutError:
+            made.append(2)
+            yield 2
+        made.append(3)
+        yield 3
+
+    stream = generate()
+    settle(loop)
+    loop.create_task(asyncio.sleep(0.01)).result(PATIENCE)  # by then the timeout has struck
+    assert next(stream) == 1
+    settle(loop)
+    assert made == [2]
+    assert list(stream) == [2, 3]
+
+
 # Iterating
 
 
@@ -636,3 +660,17 @@ def test_making_one_by_hand_fails_quietly() -> None:
     with pytest.raises(TypeError):
         EagerStream()  # type: ignore[call-arg]
     gc.collect()
+
+
+def test_the_stack_of_a_streams_task_is_that_of_the_generator(loop: BackgroundLoop) -> None:
+    """`tasks()` has it, and `get_stack` leads through the library's own frames."""
+
+    @eager_stream
+    async def generate() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 1
+
+    with generate():
+        settle(loop)
+        (task,) = loop.tasks()
+        assert task.get_stack()[0].f_code.co_name == "generate"

@@ -18,7 +18,7 @@ import pytest
 from eager_async import BackgroundLoop, EagerStream, EagerTask, eager_stream, shared_loop
 from eager_async._channel import Channel
 from gates import Gate
-from streams import END, PATIENCE, Source, StumbledError, gated, leave, never, next_of, run_in_thread
+from streams import END, PATIENCE, Source, StumbledError, gated, leave, never, next_of, run_in_thread, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -290,6 +290,29 @@ def test_aclose_of_a_stream_that_ends_in_the_meantime_returns(monkeypatch: pytes
         return stream._producing.cancelled()
 
     assert asyncio.run(main())
+
+
+@pytest.mark.usefixtures("loop")
+def test_ctrl_c_after_an_item_was_taken_leaves_the_generator_going(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between taking an item and waking up the generator: the next look at the stream wakes it up."""
+
+    @eager_stream(buffer=1)
+    async def generate() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    stream = generate()
+    settle()
+    wake_producer = Channel._wake_producer
+
+    def interrupted(_: object) -> None:
+        monkeypatch.setattr(Channel, "_wake_producer", wake_producer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Channel, "_wake_producer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(stream)
+    assert list(stream) == [2]
 
 
 # Races, stressed
