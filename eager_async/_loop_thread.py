@@ -291,15 +291,8 @@ class LoopThread:
         if not self.ended:
             self.loop.stop()
 
-    def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread's end. From any other thread.
-
-        Args:
-            timeout: The most to wait, in seconds. None: as long as it takes.
-
-        Returns:
-            False if the time ran out.
-        """
+    def join(self) -> None:
+        """Wait for the thread's end. From any other thread."""
         # Not by `Thread.join` at first: up to 3.12, one that a Ctrl-C interrupts takes the thread for ended.
         ended = allocate_lock()
         ended.acquire()
@@ -310,10 +303,9 @@ class LoopThread:
                     ended.release()
 
         self.watch(tell)
-        if self in live and not ended.acquire(True, -1 if timeout is None else timeout):  # noqa: FBT003
-            return False
+        if self in live:
+            ended.acquire()
         self._thread.join()
-        return True
 
     def _run(self) -> None:
         self._ident = get_ident()

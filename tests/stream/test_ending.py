@@ -781,7 +781,7 @@ def test_a_loop_that_dies_ends_its_streams(
         for task in asyncio.all_tasks(asyncio_loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own complaint
         asyncio_loop.call_soon_threadsafe(lambda: None)
-        loop._loop_thread.join(PATIENCE)  # type: ignore[union-attr]
+        loop._loop_thread.join()  # type: ignore[union-attr]
 
     def use() -> None:
         stream = eager_stream(buffer=1 if state == "at rest" else 16, loop=loop)(generate)()
