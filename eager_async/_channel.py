@@ -20,9 +20,8 @@ T = TypeVar("T")
 # Items that are put before other tasks of the loop have a turn for sure: the generator may never wait.
 _MOST_IN_A_ROW: Final = 100
 
-_Sleepers = dict[
-    "Callable[[], object]", bool
-]  # all are True, so that `pop(call, False)` says who took it out
+# All values are True, so that `pop(call, False)` says who took a call out.
+_Sleepers = dict["Callable[[], object]", bool]
 
 
 class OccupiedError(Exception):

@@ -29,6 +29,26 @@ threads_at_exit = pytest.mark.skipif(
 FORK_WITH_THREADS = ["-W", "ignore:This process:DeprecationWarning"]
 
 
+# What programs say, and how they fork: each is a part of what the programs of a module have in common.
+SAY = """
+
+def say(*words):
+    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
+"""
+FORK = '''
+
+def fork(child):
+    """Run a function in a child, which then ends as programs do; say how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # it would outlive a parent that is killed
+        child()
+        sys.exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    say("child ended", status)
+'''
+
+
 def with_set_up(set_up: str, source: str) -> str:
     """Put what a program needs before it."""
     return f"        from staging import *\n        {set_up}\n{source}"

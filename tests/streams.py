@@ -83,14 +83,15 @@ class Cleanup:
                 raise
 
 
-async def _turn() -> None:
+async def some_turns() -> None:
+    """Let other tasks of the loop go on."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 def settle(loop: BackgroundLoop | None = None) -> None:
     """Let the background loop turn until a generator that awaits nothing is at rest."""
-    (loop or shared_loop()).create_task(_turn()).result(PATIENCE)
+    (loop or shared_loop()).create_task(some_turns()).result(PATIENCE)
 
 
 async def collect(stream: EagerStream[Any]) -> list[Any]:

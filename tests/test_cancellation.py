@@ -784,22 +784,25 @@ def test_request_that_the_end_overtakes_raises_cancelled_error(awaiting: Callabl
     asyncio.run(main())
 
 
-def test_second_request_of_an_awaiter_counts_too() -> None:
+async def cancelled_twice(body: Body, awaiting: Callable[[Any], Any]) -> tuple[EagerTask[str], Any]:
+    """Cancel an awaiter, have the body end, and cancel it again before it has heard; return what it gets."""
+    task = body.run()
+    awaiter = asyncio.create_task(awaiting(task))
+    await happening(body.begun)
+    awaiter.cancel("in time")
+    await happening(body.in_cleanup)
+    body.end_cleanup.set()
+    concurrent.futures.wait([task], PATIENCE)
+    assert awaiter.cancel("too late")
+    return task, await end_of(awaiter)
+
+
+@AWAITING
+def test_second_request_of_an_awaiter_counts_too(awaiting: Callable[[Any], Any]) -> None:
     """One that comes after the end raises, even if the first was in time and was swallowed."""
     body = Body(swallow=True)
-
-    async def main() -> Any:
-        task = body.run()
-        awaiter = asyncio.create_task(as_coroutine(task))
-        await happening(body.begun)
-        awaiter.cancel("in time")
-        await happening(body.in_cleanup)
-        body.end_cleanup.set()
-        assert task.result(PATIENCE) == "went on"
-        assert awaiter.cancel("too late")
-        return await end_of(awaiter)
-
-    got = asyncio.run(main())
+    task, got = asyncio.run(cancelled_twice(body, awaiting))
+    assert task.result() == "went on"
     assert type(got) is asyncio.CancelledError
     assert got.args == ("too late",)
     assert body.seen == [("in time",)]
@@ -810,19 +813,9 @@ def test_an_error_of_the_cleanup_outlasts_further_requests(awaiting: Callable[[A
     """Who cancels an awaiter until it has ended, as scopes of anyio do, loses no error by that."""
     error = ValueError("rollback failed")
     body = Body(error=error)
-
-    async def main() -> Any:
-        task = body.run()
-        awaiter = asyncio.create_task(awaiting(task))
-        await happening(body.begun)
-        awaiter.cancel("in time")
-        await happening(body.in_cleanup)
-        body.end_cleanup.set()
-        assert task.exception(PATIENCE) is error
-        assert awaiter.cancel("too late")
-        return await end_of(awaiter)
-
-    assert asyncio.run(main()) is error
+    task, got = asyncio.run(cancelled_twice(body, awaiting))
+    assert task.exception() is error
+    assert got is error
     assert body.seen == [("in time",)]
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import both_loops, check, posix_signals, threads_at_exit, with_set_up
+from programs import SAY, both_loops, check, posix_signals, threads_at_exit, with_set_up
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
-STAGING = '''
+STAGING = (
+    '''
 """What the programs of these tests have in common."""
 
 import asyncio
@@ -34,17 +35,17 @@ async def main_end():
     while not main_has_ended():
         await asyncio.sleep(0.005)
 
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
+'''
+    + SAY
+    + """
 
 async def interrupt_main(*numbers):
     await main_end()
     await asyncio.sleep(0.05)  # the main thread waits by then
     for number in numbers or [signal.SIGINT]:
         signal.pthread_kill(threading.main_thread().ident, number)
-'''
+"""
+)
 
 # What is waited for
 

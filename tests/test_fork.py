@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import FORK_WITH_THREADS, both_loops, check, has_fork, threads_at_exit, with_set_up
+from programs import FORK, FORK_WITH_THREADS, SAY, both_loops, check, has_fork, threads_at_exit, with_set_up
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
 pytestmark = has_fork
 
-STAGING = '''
+STAGING = (
+    '''
 """What the programs of these tests have in common."""
 
 import asyncio
@@ -31,21 +32,10 @@ import time
 
 from eager_async import BackgroundLoop, LoopClosedError, eager, set_shared_loop, shared_loop
 
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
-
-def fork(child):
-    """Run a function in a child, which then ends as programs do; say how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)  # it would outlive a parent that is killed
-        child()
-        sys.exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    say("child ended", status)
-
+'''
+    + SAY
+    + FORK
+    + '''
 
 @eager
 async def double(number):
@@ -73,6 +63,7 @@ class Work:
         finally:
             say("finally")
 '''
+)
 
 
 @both_loops

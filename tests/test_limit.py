@@ -32,7 +32,7 @@ from eager_async import (
     shared_loop,
 )
 from interrupter import Interrupter, in_module
-from programs import FORK_WITH_THREADS, check, has_fork, posix_signals
+from programs import FORK, FORK_WITH_THREADS, SAY, check, has_fork, posix_signals
 from threads import GIL_ENABLED, frequent_switches, in_threads
 
 if TYPE_CHECKING:
@@ -1411,7 +1411,8 @@ def test_real_signals_that_raise_in_limited_calls_do_no_harm(run_python: RunPyth
 # Exit and fork
 
 
-STAGING = '''
+STAGING = (
+    '''
 """What the programs of these tests have in common."""
 
 import asyncio
@@ -1423,26 +1424,18 @@ import threading
 
 from eager_async import BackgroundLoop, LoopClosedError, eager, set_shared_loop, shared_loop
 
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
+'''
+    + SAY
+    + """
 
 async def main_end():
     while not threading._SHUTTING_DOWN:
         await asyncio.sleep(0.005)
 
-
-def fork(child):
-    """Run a function in a child, which then ends as programs do; say how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)  # it would outlive a parent that is killed
-        child()
-        sys.exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    say("child ended", status)
-'''
+"""
+    + FORK
+    + """"""
+)
 
 
 def test_a_process_waits_for_its_waiting_calls(run: RunPython) -> None:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import both_loops, check, posix_signals, threads_at_exit
+from programs import SAY, both_loops, check, posix_signals, threads_at_exit
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
 pytestmark = posix_signals
 
-STAGING = '''
+STAGING = (
+    '''
 """What the programs of these tests have in common."""
 
 import asyncio
@@ -28,10 +29,9 @@ import time
 
 from eager_async import BackgroundLoop, EagerTask, eager, set_shared_loop, shared_loop
 
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
+'''
+    + SAY
+    + '''
 
 class Work:
     """A body that interrupts the main thread when that waits, and then waits to be let go."""
@@ -52,6 +52,7 @@ class Work:
         finally:
             say("finally")
 '''
+)
 
 
 @pytest.mark.parametrize(

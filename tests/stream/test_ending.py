@@ -824,16 +824,21 @@ def test_a_stream_that_has_ended_goes_when_its_module_is_empty(
     assert raised == []
 
 
-def test_a_stream_that_is_refused_never_begins(recwarn: pytest.WarningsRecorder) -> None:
-    """A call on a loop that was shut down raises LoopClosedError; nothing begins, nothing is warned of."""
-    loop = BackgroundLoop()
-    loop.shutdown()
+def check_refused(loop: BackgroundLoop, recwarn: pytest.WarningsRecorder) -> None:
+    """A call raises LoopClosedError; nothing begins, nothing is warned of."""
     source = Source()
     with pytest.raises(LoopClosedError):
         eager_stream(loop=loop)(source)()
     gc.collect()
     assert not source.begun.is_set()
     assert not recwarn.list
+
+
+def test_a_stream_that_is_refused_never_begins(recwarn: pytest.WarningsRecorder) -> None:
+    """A call on a loop that was shut down raises LoopClosedError; nothing begins, nothing is warned of."""
+    loop = BackgroundLoop()
+    loop.shutdown()
+    check_refused(loop, recwarn)
 
 
 def test_a_stream_that_comes_while_its_loop_closes_is_refused(
@@ -844,9 +849,4 @@ def test_a_stream_that_comes_while_its_loop_closes_is_refused(
     loop_thread = loop._admitting_thread()
     loop.shutdown()
     monkeypatch.setattr(loop, "_admitting_thread", lambda: loop_thread)
-    source = Source()
-    with pytest.raises(LoopClosedError):
-        eager_stream(loop=loop)(source)()
-    gc.collect()
-    assert not source.begun.is_set()
-    assert not recwarn.list
+    check_refused(loop, recwarn)

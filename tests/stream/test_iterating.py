@@ -23,7 +23,6 @@ from streams import (
     Consumer,
     Source,
     StumbledError,
-    _turn,
     collect,
     gated,
     never,
@@ -32,6 +31,7 @@ from streams import (
     numbers_slowly,
     run_in_thread,
     settle,
+    some_turns,
     stumble,
     variable,
 )
@@ -401,6 +401,20 @@ def test_for_on_the_loops_own_thread_is_a_deadlock_error(loop: BackgroundLoop) -
     assert loop.create_task(main()).result(PATIENCE) == [1, 2]
 
 
+def test_for_on_the_loops_own_thread_is_an_error_with_items_there_too(loop: BackgroundLoop) -> None:
+    """It would take those, and then stand still: it raises before the first."""
+
+    async def main() -> list[int]:
+        stream = numbers_slowly(3)
+        while not stream._channel.items:
+            await asyncio.sleep(0)
+        with pytest.raises(DeadlockError, match="`async for`"):
+            iter(stream)
+        return await collect(stream)
+
+    assert loop.create_task(main()).result(PATIENCE) == [1, 2, 3]
+
+
 def test_close_on_the_loops_own_thread_is_a_deadlock_error(loop: BackgroundLoop) -> None:
     """It says `await stream.aclose()`, and ends the generator all the same, cleanup included."""
     cleanup = Cleanup()
@@ -425,7 +439,7 @@ def test_a_stream_that_has_ended_can_be_iterated_and_closed_anywhere(loop: Backg
 
     async def main() -> list[int]:
         stream = numbers(3)
-        await _turn()
+        await some_turns()
         taken = list(stream)
         stream.close()
         return taken

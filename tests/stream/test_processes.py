@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import FORK_WITH_THREADS, both_loops, check, has_fork, posix_signals, with_set_up
+from programs import FORK, FORK_WITH_THREADS, SAY, both_loops, check, has_fork, posix_signals, with_set_up
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
-STAGING = '''
+STAGING = (
+    '''
 """What the programs of these tests have in common."""
 
 import asyncio
@@ -26,27 +27,18 @@ import threading
 
 from eager_async import BackgroundLoop, LoopClosedError, eager, eager_stream, set_shared_loop, shared_loop
 
-
-def say(*words):
-    print(" ".join(map(str, words)) + "\\n", end="", flush=True)  # one write, for threads that say at once
-
+'''
+    + SAY
+    + """
 
 @eager
 async def turn():
     for _ in range(10):
         await asyncio.sleep(0)
 
-
-def fork(child):
-    """Run a function in a child, which then ends as programs do; say how it ended."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)  # it would outlive a parent that is killed
-        child()
-        sys.exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    say("child ended", status)
-
+"""
+    + FORK
+    + '''
 
 async def count(last=10**9, *, pause=0):
     """Count, and say on which thread the cleanup runs."""
@@ -62,6 +54,7 @@ async def count(last=10**9, *, pause=0):
 
 parent = os.getpid()
 '''
+)
 
 
 FINALLY = "finally in eager-async"
