@@ -380,6 +380,7 @@ class LoopThread:
             while self.tasks:
                 with suppress(KeyError):  # struck off in the meantime
                     self.tasks.popitem()[0]._lose()
+            self.resting.clear()  # a thread that dies leaves some, and they would keep the loop's owner
             live.discard(self)
             self._ident = None  # from now on it may be another thread's
             self.tell_watchers()

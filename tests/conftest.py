@@ -93,6 +93,8 @@ def _log_watch() -> Iterator[LogWatch]:
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
     """Give the test a fresh shared loop; fail it if it leaks a task, a thread or a log record."""
+    gc.collect()
+    gc.freeze()  # what is left is pytest's; the collection after the test needn't look at it
     threads_before = set(threading.enumerate())
     own_loop = BackgroundLoop(name="eager-async-test", blocked_after=_STALL)
     loop_before = set_shared_loop(own_loop)
@@ -107,16 +109,9 @@ def _leaves_nothing_behind(_log_watch: LogWatch) -> Iterator[None]:
         if thread.is_alive():
             problems.append(f"left running: {thread!r}")
     gc.collect()  # reports the exceptions that nobody has retrieved
-    gc.freeze()  # what is left is pytest's; the next collection needn't look at it
     problems += _log_watch.problems()
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
-
-
-def pytest_collection_finish() -> None:
-    """Have the collector, which runs after each test, pass over what was there before the first."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from eager_async import (
     shared_loop,
 )
 from gates import Gate
+from gone import Gone
 from streams import (
     END,
     PATIENCE,
@@ -766,42 +767,44 @@ class _FragileSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-t
 def test_a_loop_that_dies_ends_its_streams(
     expected_log: Callable[[str], None], waits: threading.Semaphore, state: str
 ) -> None:
-    """When a loop's thread dies, consumers get what is in the buffer, then LoopClosedError."""
+    """When a loop's thread dies, consumers get what is in the buffer, then LoopClosedError. It goes."""
     expected_log("is dead")
-    selector = _FragileSelector()
-    loop = BackgroundLoop(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
-    asyncio_loop = loop.asyncio_loop
+
+    def kill(loop: BackgroundLoop, selector: _FragileSelector) -> None:
+        selector.broken = True
+        for task in asyncio.all_tasks(loop.asyncio_loop):
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own complaint
+        loop.asyncio_loop.call_soon_threadsafe(lambda: None)
+        loop._loop_thread.join()  # type: ignore[union-attr]
 
     async def generate() -> AsyncIterator[int]:
         yield 1
         await asyncio.sleep(PATIENCE)
 
-    def kill() -> None:
-        selector.broken = True
-        for task in asyncio.all_tasks(asyncio_loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own complaint
-        asyncio_loop.call_soon_threadsafe(lambda: None)
-        loop._loop_thread.join()  # type: ignore[union-attr]
-
-    def use() -> None:
+    def use() -> Gone:
+        selector = _FragileSelector()
+        loop = BackgroundLoop(loop_factory=lambda: asyncio.SelectorEventLoop(selector))
         stream = eager_stream(buffer=1 if state == "at rest" else 16, loop=loop)(generate)()
         settle(loop)
         if state == "at rest":
-            kill()
+            kill(loop, selector)
             assert next(stream) == 1
             taking = run_in_thread(lambda: next(stream))
         else:
             assert next(stream) == 1
             taking = run_in_thread(lambda: next(stream))
             assert waits.acquire(timeout=PATIENCE)
-            kill()
+            kill(loop, selector)
         with pytest.raises(LoopClosedError, match=r"generate\(\) called at"):
             taking.result(PATIENCE)
         assert list(stream) == []
         stream.close()
+        loop.shutdown()
+        return Gone(loop)
 
-    use()
-    loop.shutdown()
+    gone = use()
+    gc.collect()  # exceptions keep this frame, and it keeps them
+    assert gone
 
 
 def test_a_stream_that_has_ended_goes_when_its_module_is_empty(
