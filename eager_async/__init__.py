@@ -11,7 +11,7 @@ import sys
 from eager_async._decorator import eager, eager_stream
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._loop import BackgroundLoop
-from eager_async._process import set_shared_loop, shared_loop
+from eager_async._shared import set_shared_loop, shared_loop
 from eager_async._stream import EagerStream
 from eager_async._task import EagerTask
 

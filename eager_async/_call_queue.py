@@ -11,7 +11,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from eager_async._cpython import running_loop
+from eager_async._cpython import in_forked_child, running_loop
 
 if TYPE_CHECKING:
     import asyncio
@@ -195,7 +195,8 @@ def adopt(queue: CallQueue) -> None:
     _local.queue = queue
 
 
-def forget_parent() -> None:
-    """In a forked child: a wake-up that was under way in the parent never comes here."""
+@in_forked_child
+def _forget_parent() -> None:
+    """A wake-up that was under way in the parent never comes here."""
     global _local  # noqa: PLW0603
     _local = threading.local()

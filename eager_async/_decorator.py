@@ -15,7 +15,7 @@ import wrapt
 
 from eager_async._limit import Limit
 from eager_async._loop import BackgroundLoop, task_name
-from eager_async._process import shared_thread
+from eager_async._shared import shared_thread
 from eager_async._stream import start_stream
 from eager_async._where import calling_frame
 

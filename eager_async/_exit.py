@@ -7,7 +7,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown
+from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown, in_forked_child
 from eager_async._failure import report_unretrieved
 from eager_async._log import logger
 from eager_async._loop_thread import LoopThread, live
@@ -33,8 +33,9 @@ def is_over() -> bool:
     return _over
 
 
-def forget_parent() -> None:
-    """In a forked child: its own end is still to come, though the parent's may have."""
+@in_forked_child
+def _forget_parent() -> None:
+    """The child's own end is still to come, though the parent's may have."""
     global _over, _cancelled, _abandoned  # noqa: PLW0603
     _over = _cancelled = _abandoned = False
 
@@ -197,3 +198,6 @@ def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> s
     if len(tasks) > _MOST_NAMES:
         names.append("…")
     return f"{len(tasks)} eager {'task' if len(tasks) == 1 else 'tasks'}: {'; '.join(names)}"
+
+
+hold_process()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from eager_async._cpython import in_forked_child
+
 if TYPE_CHECKING:
     from asyncio import Task
     from collections.abc import Callable
@@ -99,8 +101,9 @@ def report_unretrieved() -> None:
         failure.report()
 
 
-def forget_parent() -> None:
-    """In a forked child: what the parent's tasks have raised is reported there."""
+@in_forked_child
+def _forget_parent() -> None:
+    """What the parent's tasks have raised is reported there."""
     for failure in _alive():
         failure._report = None
     _living.clear()

@@ -7,13 +7,12 @@ from _thread import allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from eager_async._cpython import running_loop
+from eager_async._cpython import in_forked_child, running_loop
 
 if TYPE_CHECKING:
     from eager_async._task import EagerTask
 
-# All limits of this process, for those who have to find them after a fork.
-instances: weakref.WeakSet[Limit] = weakref.WeakSet()
+_instances: weakref.WeakSet[Limit] = weakref.WeakSet()
 
 
 class Limit:
@@ -33,10 +32,10 @@ class Limit:
 
     def __init__(self, places: int) -> None:
         self._places = places
-        self.forget_parent()
-        instances.add(self)
+        self._reset()
+        _instances.add(self)
 
-    def forget_parent(self) -> None:
+    def _reset(self) -> None:
         """All places are free, and nobody waits: at first, and in a forked child."""
         self._giving = allocate_lock()  # held by the thread that gives places; never waited for
         # Taking out of any of these is one atomic step. (Not of an OrderedDict: without the GIL, `popitem`
@@ -130,3 +129,10 @@ class Limit:
         if task in self._running:
             self._running[task] = True
             task._run()
+
+
+@in_forked_child
+def _forget_parent() -> None:
+    """Those who have places, and wait for them, are the parent's."""
+    for limit in list(_instances):
+        limit._reset()

@@ -10,7 +10,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from eager_async._cpython import new_loop
+from eager_async._cpython import in_forked_child, new_loop
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
 from eager_async._loop_thread import LoopThread, inherited_daemon
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# All background loops of this process, for those who have to find them after a fork.
-instances: weakref.WeakSet[BackgroundLoop] = weakref.WeakSet()
+_instances: weakref.WeakSet[BackgroundLoop] = weakref.WeakSet()
 
 _PROCESS_ENDS: Final = "the process is ending: no background loop is started any more"
 
@@ -82,7 +81,7 @@ class BackgroundLoop:
         self._loop_thread: LoopThread | None = None
         self._starting: set[LoopThread] = set()  # by whoever holds the lock
         self._shut_down = False
-        instances.add(self)
+        _instances.add(self)
 
     def _successor(self) -> BackgroundLoop:
         """A new loop with the same settings."""
@@ -168,7 +167,7 @@ class BackgroundLoop:
         Raises:
             DeadlockError: In the loop's own thread, if `wait` is true.
         """
-        if wait and self._is_own_thread():
+        if wait and self._in_loop_thread():
             raise DeadlockError(
                 f"the background loop {self._name!r} can't end while its own thread waits for that; "
                 f"there, write `loop.shutdown(wait=False)`"
@@ -211,7 +210,7 @@ class BackgroundLoop:
                 return starting
         with self._lock:
             loop_thread = self._loop_thread
-            if loop_thread is not None and (loop_thread.open or self._is_own_thread()):
+            if loop_thread is not None and (loop_thread.open or self._in_loop_thread()):
                 return loop_thread  # its own tasks may start others until it has ended
             if self._shut_down:
                 raise LoopClosedError(f"the background loop {self._name!r} was shut down")
@@ -237,7 +236,7 @@ class BackgroundLoop:
             weakref.finalize(self, made.close, cancel=False, keep_resting=True).atexit = False
             return made
 
-    def _is_own_thread(self) -> bool:
+    def _in_loop_thread(self) -> bool:
         loop_thread = self._loop_thread
         return loop_thread is not None and loop_thread.runs_here()
 
@@ -254,11 +253,14 @@ class BackgroundLoop:
             loop, self._name, blocked_after=self._blocked_after, exit_timeout=self._exit_timeout
         )
 
-    def _forget_parent(self) -> None:
-        """In a forked child: start anew on the next use, whatever the parent's threads were doing."""
-        self._lock = threading.RLock()
-        self._loop_thread = None
-        self._starting = set()
+
+@in_forked_child
+def _forget_parent() -> None:
+    """Loops start anew on their next use, whatever the parent's threads were doing."""
+    for loop in list(_instances):
+        loop._lock = threading.RLock()
+        loop._loop_thread = None
+        loop._starting = set()
 
 
 def task_name(function_or_coro: Any) -> str:

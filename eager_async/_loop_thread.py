@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import sys
 import threading
 import traceback
@@ -16,7 +17,10 @@ from eager_async._call_queue import CallQueue, adopt
 from eager_async._cpython import (
     GIL_ENABLED,
     UNINTERRUPTIBLE_WAIT,
+    in_forked_child,
+    keep_for_ever,
     new_thread,
+    prepare_keeping,
     running_loop,
     shut_default_executor,
 )
@@ -389,7 +393,7 @@ class LoopThread:
         """In a forked child: end the tasks, and touch nothing else.
 
         Returns:
-            What the child must keep for ever.
+            What the child must neither run, close nor collect.
         """
         self.open = False
         self.closed = True
@@ -410,3 +414,27 @@ class _Probe:
 
     def first_to_warn(self) -> bool:
         return self._warning.acquire(False)  # noqa: FBT003
+
+
+# What a forked child keeps of its parent's loops and tasks: not even its end may collect them (without the
+# GIL, nothing else keeps them then).
+_inherited: list[object] = []
+
+
+def _get_ready() -> None:
+    """Before a fork."""
+    if live:
+        prepare_keeping()
+
+
+@in_forked_child
+def _forget_parent() -> None:
+    """The threads, and what runs in them, are the parent's."""
+    _inherited.extend(loop_thread.leave_behind() for loop_thread in live.copy())
+    live.clear()
+    if _inherited:
+        keep_for_ever(_inherited)
+
+
+if sys.platform != "win32":  # it has no fork
+    os.register_at_fork(before=_get_ready)
