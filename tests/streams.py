@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eager_async import BackgroundLoop, EagerStream, eager_stream, shared_loop
 from gates import Gate
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 END: Any = "the end"
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")

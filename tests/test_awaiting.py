@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
-from threads import in_threads
+from threads import PATIENCE, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from conftest import RunPython
-
-# Seconds after which a wait for another thread fails its test; none takes that long.
-PATIENCE = 20
 
 
 class Gate:

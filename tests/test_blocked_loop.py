@@ -14,13 +14,12 @@ import pytest
 
 from eager_async import BackgroundLoop, ResultTimeoutError
 from eager_async._cpython import GIL_ENABLED
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 class Stall:
@@ -205,7 +204,7 @@ def test_a_wake_up_that_got_lost_is_made_good(signal_: WarningSignal) -> None:
 @pytest.mark.usefixtures("self_pipe")
 @pytest.mark.skipif(sys.platform == "win32", reason="made of a selector event loop")
 def test_a_failed_wake_up_write_is_made_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same for a failed write to the socket, which asyncio swallows (python/cpython#156054)."""
+    """Whoever waits wakes the loop, without a warning; asyncio swallows it (python/cpython#156054)."""
     selector = SleepSelector()
     inner: Any = asyncio.SelectorEventLoop(selector)
     real: socket.socket = inner._csock

@@ -17,11 +17,10 @@ import pytest
 from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
 from eager_async._call_queue import CallQueue, _Descriptor, call_queue
 from interrupter import Interrupter, in_module
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-WAIT = 10  # seconds, for what comes at once
 
 
 class ManualLoop:
@@ -136,15 +135,15 @@ def test_a_burst_of_eager_calls_costs_one_wake_up(monkeypatch: pytest.MonkeyPatc
     @eager
     async def hold() -> None:
         entered.set()
-        leave.wait(WAIT)
+        leave.wait(PATIENCE)
 
     holding = hold()
-    assert entered.wait(WAIT)
+    assert entered.wait(PATIENCE)
     wake_ups.clear()
     tasks = [eager(asyncio.sleep)(0, number) for number in range(50)]
     assert len(wake_ups) == 1
     leave.set()
-    assert [task.result(WAIT) for task in [holding, *tasks]] == [None, *range(50)]
+    assert [task.result(PATIENCE) for task in [holding, *tasks]] == [None, *range(50)]
 
 
 def test_no_call_is_lost_at_any_point_of_the_draining(loop: ManualLoop, queue: CallQueue) -> None:
@@ -223,7 +222,7 @@ def test_a_signal_handler_may_queue_a_call_and_wait_for_it(loop: ManualLoop, que
 def test_a_signal_handler_may_wait_after_another_thread_has_queued(
     loop: ManualLoop, queue: CallQueue
 ) -> None:
-    """The same when another thread has queued a call, which was made, just before the signal came."""
+    """Its call is made, although another thread's was queued, and made, just before the signal came."""
 
     def other_thread() -> None:
         thread = threading.Thread(target=queue.call_soon, args=(int,))
@@ -271,14 +270,14 @@ def test_no_call_is_lost_under_stress() -> None:
                 own_queue.call_soon(lambda n=number: made.append((thread, n)))  # type: ignore[misc]
                 if number % 50 == 49:  # let the queue run dry
                     own_queue.call_soon(answered.set)
-                    assert answered.wait(WAIT)
+                    assert answered.wait(PATIENCE)
                     answered.clear()
             own_queue.call_soon(last)
 
         threads = [threading.Thread(target=produce, args=(thread,)) for thread in range(8)]
         for thread in threads:
             thread.start()
-        await asyncio.wait_for(loop_done.wait(), WAIT)
+        await asyncio.wait_for(loop_done.wait(), PATIENCE)
         for thread in threads:
             thread.join()
 
@@ -320,7 +319,7 @@ def is_open(number: int) -> bool:
 def test_a_descriptor_is_open_as_long_as_a_thread_may_write_to_it() -> None:
     """One that is about to write when the loop ends must not find another file under that number."""
     loop = BackgroundLoop()
-    loop.create_task(asyncio.sleep(0)).result(WAIT)
+    loop.create_task(asyncio.sleep(0)).result(PATIENCE)
     assert loop._loop_thread is not None
     writer = loop._loop_thread._calls._descriptor
     assert writer is not None
@@ -350,7 +349,7 @@ def test_a_descriptor_is_closed_when_its_module_is_empty(
 def test_a_loop_that_has_nothing_to_do_rests() -> None:
     """A wake-up is used up by the calls that it is for."""
     with BackgroundLoop() as loop:
-        loop.create_task(asyncio.sleep(0)).result(WAIT)
+        loop.create_task(asyncio.sleep(0)).result(PATIENCE)
         assert loop._loop_thread is not None
         descriptor = loop._loop_thread._calls._descriptor
         assert descriptor is not None
@@ -378,7 +377,7 @@ def test_loops_leave_no_descriptor_behind(when: str, monkeypatch: pytest.MonkeyP
             with pytest.raises(RuntimeError, match="no thread"):
                 loop.create_task(asyncio.sleep(0))
     else:
-        loop.create_task(asyncio.sleep(0)).result(WAIT)
+        loop.create_task(asyncio.sleep(0)).result(PATIENCE)
         thread = loop._loop_thread
         assert thread is not None
         if when == "shut down":
@@ -411,7 +410,7 @@ def test_loops_work_without_a_descriptor(cause: str, monkeypatch: pytest.MonkeyP
     else:
         loop = BackgroundLoop(loop_factory=Deaf)
     with loop:
-        assert [loop.create_task(asyncio.sleep(0, n)).result(WAIT) for n in range(3)] == [0, 1, 2]
+        assert [loop.create_task(asyncio.sleep(0, n)).result(PATIENCE) for n in range(3)] == [0, 1, 2]
         assert loop._loop_thread is not None
         assert loop._loop_thread._calls._descriptor is None
 
@@ -471,7 +470,7 @@ def test_a_flood_of_eager_calls_lets_timers_in() -> None:
     @eager
     async def hold() -> None:
         entered.set()
-        leave.wait(WAIT)
+        leave.wait(PATIENCE)
 
     @eager
     async def start(number: int) -> None:
@@ -482,11 +481,11 @@ def test_a_flood_of_eager_calls_lets_timers_in() -> None:
         order.append(number)
 
     tasks = [hold()]
-    assert entered.wait(WAIT)
+    assert entered.wait(PATIENCE)
     tasks += [start(number) for number in range(1000)]
     leave.set()
     for task in tasks:
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert [entry for entry in order if isinstance(entry, int)] == list(range(1000))
     assert order.index("timer") < 100
     assert order.index("callback") < 100
@@ -580,18 +579,18 @@ def test_the_background_loops_thread_uses_one_queue() -> None:
     @eager
     async def hold() -> None:
         entered.set()
-        leave.wait(WAIT)
+        leave.wait(PATIENCE)
 
     @eager
     async def work() -> None:
         order.append("started")
 
     holding = hold()
-    assert entered.wait(WAIT)
+    assert entered.wait(PATIENCE)
     shared_loop()
     first, second = work(), work()
     first.add_done_callback(lambda _: order.append("called back"))
     leave.set()
     for task in (holding, first, second):
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert order == ["started", "called back", "started"]

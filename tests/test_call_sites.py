@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
     Call = Callable[[], Coroutine[Any, Any, Any]]
     Site = Callable[[Call], Coroutine[Any, Any, Any]]
-
-# Seconds after which a wait for another thread fails its test; none takes that long.
-PATIENCE = 20
 
 
 class Function:

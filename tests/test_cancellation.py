@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, shared_loop
-from threads import in_threads
+from threads import PATIENCE, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-
-# Seconds after which a wait for another thread fails its test; none takes that long.
-PATIENCE = 20
 
 MESSAGES = pytest.mark.parametrize("message", ["why", "", 0, ("a", "b")], ids=repr)
 

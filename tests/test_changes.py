@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 
 from eager_async import EagerTask, eager, shared_loop
-from threads import frequent_switches
-
-WAIT = 10  # seconds, for what comes at once
-
+from threads import PATIENCE, frequent_switches
 
 # The body starts at the call, not at the await
 
@@ -32,7 +29,7 @@ def test_the_body_starts_at_the_call() -> None:
 
     async def caller() -> str:
         task = work()
-        assert begun.wait(WAIT)  # not awaited yet
+        assert begun.wait(PATIENCE)  # not awaited yet
         return await task
 
     assert asyncio.run(caller()) == "done"
@@ -139,10 +136,10 @@ def test_remedy_make_clients_on_the_background_loop() -> None:
         return await fetch(await connect())
 
     assert asyncio.run(caller()) == "page"
-    client = connect().result(WAIT)
+    client = connect().result(PATIENCE)
     assert client.loop is shared_loop().asyncio_loop
-    assert fetch(client).result(WAIT) == "page"
-    assert eager(client.get)().result(WAIT) == "page"
+    assert fetch(client).result(PATIENCE) == "page"
+    assert eager(client.get)().result(PATIENCE) == "page"
 
 
 def test_a_lock_of_the_callers_loop_does_not_work_in_the_body() -> None:
@@ -185,7 +182,7 @@ def test_remedy_use_locks_on_the_background_loop_alone() -> None:
 
     asyncio.run(caller())
     for task in [section(number) for number in range(5)]:
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert most == [1] * 10
 
 
@@ -201,7 +198,7 @@ def test_the_body_does_not_see_the_callers_thread_locals() -> None:
     async def work() -> str:
         return getattr(local, "user", "nobody")
 
-    assert work().result(WAIT) == "nobody"
+    assert work().result(PATIENCE) == "nobody"
 
 
 def test_remedy_pass_an_argument_or_use_a_context_variable() -> None:
@@ -213,7 +210,7 @@ def test_remedy_pass_an_argument_or_use_a_context_variable() -> None:
     async def work(user: str) -> tuple[str, str]:
         return user, variable.get()
 
-    assert work("caller").result(WAIT) == ("caller", "caller")
+    assert work("caller").result(PATIENCE) == ("caller", "caller")
 
 
 # Shared state
@@ -228,12 +225,12 @@ def test_stretches_without_an_await_are_not_atomic_towards_the_caller() -> None:
     async def withdraw(amount: int) -> None:
         balance = account["balance"]
         read.set()
-        assert changed.wait(WAIT)
+        assert changed.wait(PATIENCE)
         account["balance"] = balance - amount
 
     async def caller() -> None:
         task = withdraw(10)
-        assert read.wait(WAIT)
+        assert read.wait(PATIENCE)
         account["balance"] += 50  # no await here either
         changed.set()
         await task
@@ -253,12 +250,12 @@ def test_remedy_a_lock_for_threads() -> None:
         with lock:
             balance = account["balance"]
             read.set()
-            assert tries.wait(WAIT)
+            assert tries.wait(PATIENCE)
             account["balance"] = balance - amount
 
     async def caller() -> None:
         task = withdraw(10)
-        assert read.wait(WAIT)
+        assert read.wait(PATIENCE)
         assert not lock.acquire(blocking=False)
         tries.set()
         with lock:
@@ -291,7 +288,7 @@ def test_remedy_keep_state_to_eager_functions() -> None:
         for thread in threads:
             thread.join()
         for task in tasks:
-            task.result(WAIT)
+            task.result(PATIENCE)
     assert counter == [4 * 10 * 50]
 
 
@@ -366,12 +363,12 @@ def test_remedy_pass_the_task_on() -> None:
         me = asyncio.current_task()
         assert me is not None
         tasks.append(cancel(me))
-        await asyncio.sleep(WAIT)
+        await asyncio.sleep(PATIENCE)
 
     tasks: list[EagerTask[None]] = []
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(caller())
-    assert tasks[0].result(WAIT) is None
+    assert tasks[0].result(PATIENCE) is None
 
 
 # Signal handlers
@@ -385,7 +382,7 @@ def test_the_body_cannot_set_signal_handlers() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with pytest.raises(ValueError, match="main thread"):
-        plain().result(WAIT)
+        plain().result(PATIENCE)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="loops on Windows have no signal handlers")
@@ -397,7 +394,7 @@ def test_the_background_loop_cannot_have_signal_handlers() -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
 
     with pytest.raises((RuntimeError, ValueError), match=r"main thread|wakeup fd"):
-        of_asyncio().result(WAIT)
+        of_asyncio().result(PATIENCE)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGUSR1")
@@ -409,7 +406,7 @@ def test_remedy_set_signal_handlers_in_the_main_thread() -> None:
     async def handle(number: int) -> str:
         return signal.Signals(number).name
 
-    waits: EagerTask[None] = eager(asyncio.sleep)(WAIT)
+    waits: EagerTask[None] = eager(asyncio.sleep)(PATIENCE)
 
     def handler(number: int, _: object) -> None:
         tasks.append(handle(number))
@@ -420,9 +417,9 @@ def test_remedy_set_signal_handlers_in_the_main_thread() -> None:
         signal.raise_signal(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert [task.result(WAIT) for task in tasks] == ["SIGUSR1"]
+    assert [task.result(PATIENCE) for task in tasks] == ["SIGUSR1"]
     with pytest.raises(asyncio.CancelledError):
-        waits.result(WAIT)
+        waits.result(PATIENCE)
 
 
 # asyncio.wait

@@ -17,13 +17,13 @@ from eager_async import BackgroundLoop, EagerTask, eager
 from eager_async._cpython import FINISHED, RUNNING
 from eager_async._look import Look
 from gates import Gate
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
 Future = concurrent.futures.Future[Any]
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 @eager

@@ -18,7 +18,7 @@ import pytest
 
 from eager_async import BackgroundLoop, LoopClosedError, _cpython, eager, set_shared_loop, shared_loop
 from eager_async._future import EagerFuture
-from threads import frequent_switches
+from threads import PATIENCE, frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from conftest import RunPython
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-WAIT = 10  # seconds, for what comes at once
 
 
 class UsersTask(asyncio.Task[Any]):
@@ -74,21 +72,21 @@ def test_threads_that_are_the_first_to_wait_are_all_woken_up() -> None:
         waiting = [shared_loop().create_task(release.wait()) for _ in range(tasks)]
 
         def enlist() -> None:
-            start.wait(WAIT)
+            start.wait(PATIENCE)
             for task in waiting:
                 task.add_done_callback(called.append)
 
         helpers = [threading.Thread(target=enlist) for _ in range(threads)]
         for helper in helpers:
             helper.start()
-        await asyncio.to_thread(start.wait, WAIT)
+        await asyncio.to_thread(start.wait, PATIENCE)
         for helper in helpers:
-            await asyncio.to_thread(helper.join, WAIT)
+            await asyncio.to_thread(helper.join, PATIENCE)
         release.set()
         await asyncio.gather(*waiting)
 
     with frequent_switches():
-        shared_loop().create_task(enlist_all()).result(WAIT)
+        shared_loop().create_task(enlist_all()).result(PATIENCE)
     assert len(called) == threads * tasks
 
 
@@ -108,7 +106,7 @@ def test_without_the_gil_the_first_who_wait_get_the_same_callbacks(monkeypatch: 
         await task
         return task
 
-    task = shared_loop().create_task(enlist()).result(WAIT)
+    task = shared_loop().create_task(enlist()).result(PATIENCE)
     assert called == [task, task]
 
 
@@ -134,7 +132,7 @@ def test_without_the_gil_a_child_forgets_the_parents_callbacks(monkeypatch: pyte
         assert isinstance(task.exception(), LoopClosedError)
         del kept
 
-    shared_loop().create_task(leave_behind()).result(WAIT)
+    shared_loop().create_task(leave_behind()).result(PATIENCE)
     assert (len(parents), len(childs)) == (0, 1)
 
 
@@ -162,17 +160,17 @@ def test_futures_have_the_states_of_concurrent_futures() -> None:
 
 def test_wait_and_as_completed_go_by_these_states() -> None:
     """`concurrent.futures.wait` and `as_completed` tell done eager tasks from others by `_state`."""
-    done, cancelled = eager(asyncio.sleep)(0), eager(asyncio.sleep)(WAIT)
-    done.result(WAIT)
-    running = eager(asyncio.sleep)(WAIT)
+    done, cancelled = eager(asyncio.sleep)(0), eager(asyncio.sleep)(PATIENCE)
+    done.result(PATIENCE)
+    running = eager(asyncio.sleep)(PATIENCE)
     cancelled.cancel()
     with pytest.raises(concurrent.futures.CancelledError):
-        cancelled.result(WAIT)
+        cancelled.result(PATIENCE)
     outcome = concurrent.futures.wait([done, cancelled, running], timeout=0)
     assert outcome == ({done, cancelled}, {running})
     assert set(concurrent.futures.as_completed([done, cancelled], timeout=0)) == {done, cancelled}
     running.cancel()
-    assert not concurrent.futures.wait([running], WAIT).not_done
+    assert not concurrent.futures.wait([running], PATIENCE).not_done
 
 
 # Facts about this Python
@@ -375,7 +373,7 @@ def test_eager_start_is_used_where_it_is_there() -> None:
         finally:
             sys.setprofile(before)
 
-    profiled().result(WAIT)
+    profiled().result(PATIENCE)
     assert bool(by_hand) == (sys.version_info < (3, 12))
 
 
@@ -407,7 +405,7 @@ def test_a_first_step_is_found_when_others_schedule_too() -> None:
     with BackgroundLoop(loop_factory=BusyLoop) as loop:
         before = set_shared_loop(loop)
         try:
-            assert outer().result(WAIT)
+            assert outer().result(PATIENCE)
         finally:
             set_shared_loop(before)
 
@@ -644,6 +642,6 @@ def test_loops_that_take_signals_when_they_are_made_give_them_back(run_python: R
 
 def test_the_shared_loop_thread_is_one_of_these() -> None:
     """The loop's thread is made by `new_thread`: a daemon thread, for the package's hook ends it."""
-    shared_loop().create_task(asyncio.sleep(0)).result(WAIT)
+    shared_loop().create_task(asyncio.sleep(0)).result(PATIENCE)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "eager-async-test"]
     assert thread.daemon

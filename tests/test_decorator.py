@@ -23,14 +23,13 @@ import pytest
 import wrapt
 
 from eager_async import BackgroundLoop, EagerTask, eager, shared_loop
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from conftest import RunPython
-
-WAIT = 10  # seconds, for results that come at once
 
 
 async def plain_add(x: int, y: int = 1) -> int:
@@ -219,68 +218,68 @@ def test_a_call_returns_a_task_with_the_result() -> None:
     """A call returns an EagerTask, whose result is what the body returns."""
     task = add(2, y=3, scale=10)
     assert type(task) is EagerTask
-    assert task.result(WAIT) == 50
+    assert task.result(PATIENCE) == 50
 
 
 def test_a_method_knows_its_instance() -> None:
     """A method called on an instance gets it as `self`; called on the class, it takes it as an argument."""
     account = Account("a")
-    assert account.method(1).result(WAIT)[0] is account
-    assert Account.method(account, x=2).result(WAIT) == (account, 2)
+    assert account.method(1).result(PATIENCE)[0] is account
+    assert Account.method(account, x=2).result(PATIENCE) == (account, 2)
 
 
 @pytest.mark.parametrize("name", ["eager_class", "class_eager"])
 def test_a_class_method_works_in_either_order(name: str) -> None:
     """`@eager` above or below `@classmethod`: it gets the class that it is looked up on."""
     for kind in (Account, type("Sub", (Account,), {})):
-        assert getattr(kind, name)(1).result(WAIT) == (kind, 1)
-        assert getattr(kind("a"), name)(x=2).result(WAIT) == (kind, 2)
+        assert getattr(kind, name)(1).result(PATIENCE) == (kind, 1)
+        assert getattr(kind("a"), name)(x=2).result(PATIENCE) == (kind, 2)
 
 
 @pytest.mark.parametrize("name", ["eager_static", "static_eager"])
 def test_a_static_method_works_in_either_order(name: str) -> None:
     """`@eager` above or below `@staticmethod`: on the class or an instance, it gets its arguments alone."""
-    assert getattr(Account, name)(1).result(WAIT) == 1
-    assert getattr(Account("a"), name)(x=2).result(WAIT) == 2
+    assert getattr(Account, name)(1).result(PATIENCE) == 1
+    assert getattr(Account("a"), name)(x=2).result(PATIENCE) == 2
 
 
 def test_partials_can_be_decorated() -> None:
     """A `functools.partial` of an async function is one, of functions and of methods."""
-    assert eager(functools.partial(plain_add, 1))(y=2).result(WAIT) == 3
+    assert eager(functools.partial(plain_add, 1))(y=2).result(PATIENCE) == 3
     account = Account("a")
-    assert eager(functools.partial(account.plain, x=5))().result(WAIT) == (account, 5)
-    assert eager(functools.partial(functools.partial(plain_add, 1), 4))().result(WAIT) == 5
+    assert eager(functools.partial(account.plain, x=5))().result(PATIENCE) == (account, 5)
+    assert eager(functools.partial(functools.partial(plain_add, 1), 4))().result(PATIENCE) == 5
 
 
 def test_eager_functions_can_be_made_partial() -> None:
     """A `functools.partial` or `partialmethod` of an eager function starts it when it is called."""
     task = functools.partial(add, 1, scale=2)(y=3)
     assert isinstance(task, EagerTask)
-    assert task.result(WAIT) == 8
+    assert task.result(PATIENCE) == 8
     assert inspect.iscoroutinefunction(functools.partial(add, 1))
 
     class Fives(Account):
         five = functools.partialmethod(Account.method, 5)
 
     fives = Fives("f")
-    assert fives.five().result(WAIT) == (fives, 5)
+    assert fives.five().result(PATIENCE) == (fives, 5)
 
 
 def test_callable_objects_can_be_decorated() -> None:
     """An object with an `async def __call__` can be decorated."""
-    assert eager(Adder())(1, y=2).result(WAIT) == 3
+    assert eager(Adder())(1, y=2).result(PATIENCE) == 3
 
 
 def test_bound_methods_can_be_decorated_inline() -> None:
     """`eager(client.get)(url)` starts a method of somebody else's class."""
     account = Account("a")
-    assert eager(account.plain)(3).result(WAIT) == (account, 3)
+    assert eager(account.plain)(3).result(PATIENCE) == (account, 3)
 
 
 def test_an_eager_function_can_be_decorated_again() -> None:
     """Decorating twice does no harm: the result and the name are as with one decorator."""
     task = eager(add)(1)
-    assert (task.result(WAIT), task.get_name()) == (2, "add()")
+    assert (task.result(PATIENCE), task.get_name()) == (2, "add()")
 
 
 def test_an_eager_call_that_is_handed_to_a_loop_is_cancelled_with_its_task() -> None:
@@ -298,18 +297,18 @@ def test_an_eager_call_that_is_handed_to_a_loop_is_cancelled_with_its_task() -> 
         assert outer.get_name() == "wait_for_ever()"
         outer.cancel()
         release.set()
-        concurrent.futures.wait([inner, outer], WAIT)
+        concurrent.futures.wait([inner, outer], PATIENCE)
     assert inner.cancelled()
     assert outer.cancelled()
 
 
 def test_decorating_takes_options_or_none() -> None:
     """`@eager`, `@eager()` and `@eager(loop=..., daemon=...)` decorate alike."""
-    assert eager()(plain_add)(1).result(WAIT) == 2
+    assert eager()(plain_add)(1).result(PATIENCE) == 2
     with BackgroundLoop() as other:
         decorated = eager(loop=other, daemon=True)(plain_add)
         assert decorated.__wrapped__ is plain_add  # type: ignore[attr-defined]
-        assert decorated(1).result(WAIT) == 2
+        assert decorated(1).result(PATIENCE) == 2
 
 
 def test_options_apply_to_every_kind_of_method() -> None:
@@ -334,7 +333,7 @@ def test_options_apply_to_every_kind_of_method() -> None:
 
         client = Client()
         for task in (client.method(), Client.eager_class(), client.eager_class(), client.static_eager()):
-            task.result(WAIT)
+            task.result(PATIENCE)
         assert ran_on == {other.asyncio_loop}
 
 
@@ -346,10 +345,10 @@ def test_the_shared_loop_is_looked_up_at_each_call() -> None:
         return asyncio.get_running_loop()
 
     first = shared_loop()
-    assert loop_of_body().result(WAIT) is first.asyncio_loop
+    assert loop_of_body().result(PATIENCE) is first.asyncio_loop
     first.shutdown()
     assert shared_loop() is not first
-    assert loop_of_body().result(WAIT) is shared_loop().asyncio_loop
+    assert loop_of_body().result(PATIENCE) is shared_loop().asyncio_loop
 
 
 # What it refuses
@@ -485,7 +484,7 @@ def test_a_marked_function_that_returns_no_coroutine_fails_at_once(returned: obj
 
     liar = inspect.markcoroutinefunction(liar)  # type: ignore[attr-defined]
     with pytest.raises(TypeError):
-        eager(liar)().result(WAIT)  # type: ignore[type-var]
+        eager(liar)().result(PATIENCE)  # type: ignore[type-var]
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="markcoroutinefunction came with 3.12")
@@ -496,7 +495,7 @@ def test_a_marked_function_that_returns_a_coroutine_works() -> None:
         return plain_add(x)
 
     marked = inspect.markcoroutinefunction(marked)  # type: ignore[attr-defined]
-    assert eager(marked)(1).result(WAIT) == 2
+    assert eager(marked)(1).result(PATIENCE) == 2
 
 
 # What stays
@@ -587,7 +586,7 @@ def test_methods_are_pythons_own() -> None:
     for method in (account.method, layered.bound_by_an_object, layered.bound_by_eager):
         kept: Any = weakref.WeakMethod(method)
         assert kept() == method
-        assert kept()().result(WAIT)
+        assert kept()().result(PATIENCE)
 
 
 def test_attributes_of_a_class_method_stay() -> None:
@@ -615,7 +614,7 @@ def test_kinds_of_class_methods_can_be_decorated() -> None:
 
         own = eager(Tagged(own, tag="t"))  # type: ignore[assignment, arg-type, type-var]
 
-    assert Holding.own().result(WAIT) is Holding  # type: ignore[call-arg, attr-defined]
+    assert Holding.own().result(PATIENCE) is Holding  # type: ignore[call-arg, attr-defined]
     assert vars(Holding)["own"].tag == "t"
 
 
@@ -653,7 +652,7 @@ def test_a_task_is_named_as_its_function() -> None:
         **{f"Account.{name}()": getattr(Account("a"), name)() for name in ALL_METHODS},
     }
     for task in tasks.values():
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert [task.get_name() for task in tasks.values()] == list(tasks)
 
 
@@ -663,9 +662,9 @@ def test_a_task_is_named_as_its_function() -> None:
 def test_super_reaches_what_was_overridden() -> None:
     """Eager methods and class methods can be overridden, and call the overridden one by `super()`."""
     savings = Savings("s")
-    assert savings.method(1).result(WAIT) == (savings, 101)
-    assert Savings.class_eager(1).result(WAIT) == (Savings, 101)
-    assert savings.eager_class(1).result(WAIT) == (Savings, 101)
+    assert savings.method(1).result(PATIENCE) == (savings, 101)
+    assert Savings.class_eager(1).result(PATIENCE) == (Savings, 101)
+    assert savings.eager_class(1).result(PATIENCE) == (Savings, 101)
 
 
 def test_a_plain_override_takes_its_place() -> None:
@@ -683,14 +682,14 @@ def test_a_plain_override_takes_its_place() -> None:
             return account, y - 1
 
     assert asyncio.run(Plain("p").method(1))[1] == -1
-    assert Eager("e").method(1).result(WAIT)[1] == -2
+    assert Eager("e").method(1).result(PATIENCE)[1] == -2
 
 
 def test_a_property_starts_its_function() -> None:
     """`@property` over `@eager`: each access starts a task; through the class, it is the property."""
     task = Account("a").balance
     assert isinstance(task, EagerTask)
-    assert task.result(WAIT) == "balance of a"
+    assert task.result(PATIENCE) == "balance of a"
     assert isinstance(Account.balance, property)
 
 
@@ -707,7 +706,7 @@ def test_a_cached_property_starts_its_function_once() -> None:
 
     lazy = Lazy()
     assert lazy.value is lazy.value
-    assert [lazy.value.result(WAIT), lazy.value.result(WAIT), starts] == [7, 7, [1]]
+    assert [lazy.value.result(PATIENCE), lazy.value.result(PATIENCE), starts] == [7, 7, [1]]
 
 
 def test_abstract_methods_stay_abstract() -> None:
@@ -732,7 +731,7 @@ def test_abstract_methods_stay_abstract() -> None:
             async def method(self) -> int:
                 return 1
 
-        assert Concrete().method().result(WAIT) == 1
+        assert Concrete().method().result(PATIENCE) == 1
 
 
 def test_eager_methods_satisfy_protocols() -> None:
@@ -756,7 +755,7 @@ def test_a_class_with_slots_can_have_eager_methods() -> None:
         async def method(self) -> int:
             return 1
 
-    assert Slotted().method().result(WAIT) == 1
+    assert Slotted().method().result(PATIENCE) == 1
 
 
 # Other decorators, and mocks
@@ -791,7 +790,7 @@ def test_decorators_stack_above_and_below() -> None:
         """Documented."""
         return x
 
-    assert stacked(4).result(WAIT) == 4
+    assert stacked(4).result(PATIENCE) == 4
     assert dict(seen)["above"] is EagerTask
     assert dict(seen)["below"] is types.CoroutineType
     assert (stacked.__name__, stacked.__doc__) == ("stacked", "Documented.")
@@ -826,11 +825,11 @@ def test_a_decorator_that_asks_for_the_object_gets_it() -> None:
         adder = eager(Adder())
 
     told = Told()
-    assert told.adder(1).result(WAIT) == 2
+    assert told.adder(1).result(PATIENCE) == 2
     for method, holder in ((told.below, told), (told.above, told), (told.of_class, Told)):
         assert inspect.iscoroutinefunction(method)
         assert list(inspect.signature(method).parameters) == ["x"]
-        assert method(1).result(WAIT) == (holder, 1)
+        assert method(1).result(PATIENCE) == (holder, 1)
         assert seen.pop() is holder
         assert not seen
 
@@ -849,18 +848,18 @@ def test_a_cached_eager_function_gives_out_one_task() -> None:
         return [await cached(1), await cached(1)]
 
     assert asyncio.run(awaits_twice()) == [1, 1]
-    assert cached(1).result(WAIT) == 1
+    assert cached(1).result(PATIENCE) == 1
     assert starts == [1]
 
 
 def test_async_mocks_can_be_decorated() -> None:
     """An `AsyncMock` is taken for an async function, and records the await."""
     mock = AsyncMock(return_value=7)
-    assert eager(mock)(1, two=2).result(WAIT) == 7
+    assert eager(mock)(1, two=2).result(PATIENCE) == 7
     mock.assert_awaited_once_with(1, two=2)
     failing = eager(AsyncMock(side_effect=KeyError("gone")))()
     with pytest.raises(KeyError, match="gone"):
-        failing.result(WAIT)
+        failing.result(PATIENCE)
 
 
 def test_mocks_made_from_eager_functions_are_async() -> None:
@@ -893,14 +892,14 @@ def test_methods_pickle(name: str, protocol: int) -> None:
     """Methods looked up on a class pickle too, and work when they are back."""
     restored = pickle.loads(pickle.dumps(getattr(Account, name), protocol))
     args = (Account("a"), 1) if name == "method" else (1,)
-    assert restored(*args).result(WAIT) == getattr(Account, name)(*args).result(WAIT)
+    assert restored(*args).result(PATIENCE) == getattr(Account, name)(*args).result(PATIENCE)
 
 
 @pytest.mark.parametrize("name", ALL_METHODS)
 def test_bound_methods_pickle_with_their_object(name: str) -> None:
     """A bound method pickles with its object, as that of any class."""
     restored = pickle.loads(pickle.dumps(getattr(Account("a"), name)))
-    assert restored(1).result(WAIT) == getattr(Account("a"), name)(1).result(WAIT)
+    assert restored(1).result(PATIENCE) == getattr(Account("a"), name)(1).result(PATIENCE)
 
 
 @pytest.mark.parametrize("name", ["bound_by_wrapt", "bound_by_an_object", "bound_by_eager", "of_class"])
@@ -910,10 +909,10 @@ def test_methods_over_other_descriptors_pickle_and_are_copied(name: str) -> None
     layered.own = getattr(layered, name)  # type: ignore[attr-defined]
     for twin in (copy.deepcopy(layered), pickle.loads(pickle.dumps(layered))):
         assert twin is not layered
-        assert twin.own().result(WAIT) is (Layered if name == "of_class" else twin)
+        assert twin.own().result(PATIENCE) is (Layered if name == "of_class" else twin)
     of_class = pickle.loads(pickle.dumps(getattr(Layered, name)))
     task = of_class() if name == "of_class" else of_class(layered)
-    assert task.result(WAIT) is (Layered if name == "of_class" else layered)
+    assert task.result(PATIENCE) is (Layered if name == "of_class" else layered)
 
 
 def test_an_object_is_copied_with_its_inline_decorated_method() -> None:
@@ -921,13 +920,13 @@ def test_an_object_is_copied_with_its_inline_decorated_method() -> None:
     account = Account("a")
     account.own = eager(account.plain)  # type: ignore[attr-defined]
     twin = copy.deepcopy(account)
-    assert twin.own().result(WAIT)[0] is twin  # type: ignore[attr-defined]
+    assert twin.own().result(PATIENCE)[0] is twin  # type: ignore[attr-defined]
 
 
 def test_a_bound_method_of_a_false_object_pickles_with_it() -> None:
     """An object's truth, which for an empty container is false, isn't asked for."""
-    assert pickle.loads(pickle.dumps(Bag().method))().result(WAIT) == 0
-    assert pickle.loads(pickle.dumps(Bag([1, 2]).method))().result(WAIT) == 2
+    assert pickle.loads(pickle.dumps(Bag().method))().result(PATIENCE) == 0
+    assert pickle.loads(pickle.dumps(Bag([1, 2]).method))().result(PATIENCE) == 2
 
 
 def test_what_has_no_qualified_name_does_not_pickle() -> None:
@@ -944,15 +943,15 @@ def test_copies_of_functions_are_the_same_function() -> None:
     """`copy.copy` and `copy.deepcopy` return an eager function itself, as they do functions."""
     assert copy.copy(add) is add
     assert copy.deepcopy({"task": add})["task"] is add
-    assert copy.deepcopy(Account.class_eager)(1).result(WAIT) == (Account, 1)
+    assert copy.deepcopy(Account.class_eager)(1).result(PATIENCE) == (Account, 1)
 
 
 def test_a_bound_method_is_copied_with_its_object() -> None:
     """`copy.deepcopy` of an object that keeps a bound method of its own binds it to the copy."""
     holder = Holder()
-    assert copy.copy(holder.callback)().result(WAIT) is holder
+    assert copy.copy(holder.callback)().result(PATIENCE) is holder
     copied = copy.deepcopy(holder)
-    assert copied.callback().result(WAIT) is copied
+    assert copied.callback().result(PATIENCE) is copied
 
 
 def test_worker_processes_take_eager_functions(run_python: RunPython) -> None:
@@ -1015,12 +1014,12 @@ def test_a_reloaded_module_decorates_anew(tmp_path: Path, monkeypatch: pytest.Mo
     module: Any = importlib.import_module("reloaded_by_a_test")
     try:
         opened = threading.Event()
-        old, task = module.version, module.version(asyncio.to_thread(opened.wait, WAIT))
+        old, task = module.version, module.version(asyncio.to_thread(opened.wait, PATIENCE))
         path.write_text(source.format("'two'"), encoding="utf-8")
         importlib.reload(module)
-        assert module.version().result(WAIT) == "two"
+        assert module.version().result(PATIENCE) == "two"
         opened.set()
-        assert task.result(WAIT) == 1
+        assert task.result(PATIENCE) == 1
         assert pickle.loads(pickle.dumps(module.version)) is module.version
         with pytest.raises(pickle.PicklingError, match="not the same object"):
             pickle.dumps(old)

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, LoopClosedError, eager, shared_loop
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 async def double(number: int) -> int:

@@ -13,13 +13,12 @@ import pytest
 
 from eager_async import eager, shared_loop
 from programs import FORK_WITH_THREADS, has_fork
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from conftest import RunPython
-
-PATIENCE = 20  # seconds, for what takes none
 
 
 @eager

@@ -33,7 +33,7 @@ from eager_async import (
 )
 from interrupter import Interrupter, in_module
 from programs import FORK, FORK_WITH_THREADS, SAY, check, has_fork, posix_signals
-from threads import GIL_ENABLED, frequent_switches, in_threads
+from threads import GIL_ENABLED, PATIENCE, frequent_switches, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from conftest import RunPython
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-PATIENCE = 20  # seconds, for what comes at once unless it never comes
 
 PACKAGE = os.path.dirname(eager_async.__file__)
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from eager_async import eager, shared_loop
+from threads import PATIENCE
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 class Block(NamedTuple):

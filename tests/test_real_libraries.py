@@ -22,12 +22,12 @@ import pytest
 from aiohttp import web
 
 from eager_async import BackgroundLoop, EagerTask, ResultTimeoutError, eager, set_shared_loop
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from conftest import RunPython
 
 CALLS = 200
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 if sys.platform != "win32":
     import resource

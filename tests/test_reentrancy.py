@@ -21,7 +21,7 @@ import eager_async
 from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_package
 from programs import posix_signals
-from threads import GIL_ENABLED
+from threads import GIL_ENABLED, PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 
 PACKAGE = os.path.dirname(eager_async.__file__)
-
-# Seconds after which a call that should have ended counts as hanging.
-LONGEST = 20
 
 variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable")
 
@@ -65,14 +62,14 @@ async def endless() -> None:
 
 def settled() -> None:
     """Return when all tasks have ended, and the loop's thread has let go of them."""
-    concurrent.futures.wait(shared_loop().tasks(), LONGEST)
-    answer().result(LONGEST)
-    answer().result(LONGEST)
+    concurrent.futures.wait(shared_loop().tasks(), PATIENCE)
+    answer().result(PATIENCE)
+    answer().result(PATIENCE)
 
 
 def outcome(thing: object) -> object:
     """What a finalizer has heard, or will hear."""
-    return thing.result(LONGEST) if isinstance(thing, EagerTask) else thing
+    return thing.result(PATIENCE) if isinstance(thing, EagerTask) else thing
 
 
 class CallsIn:
@@ -84,7 +81,7 @@ class CallsIn:
     def __del__(self) -> None:
         task = answer_later()
         try:
-            self._heard.append(task.result(LONGEST))
+            self._heard.append(task.result(PATIENCE))
         except DeadlockError:  # in the loop's own thread
             self._heard.append(task)
 
@@ -147,7 +144,7 @@ def test_the_end_of_a_task_may_start_another() -> None:
     task = answer()
     task.result()
     settled()
-    reference = weakref.ref(task, lambda _: heard.append(answer_later().result(LONGEST)))
+    reference = weakref.ref(task, lambda _: heard.append(answer_later().result(PATIENCE)))
     del task
     assert reference() is None
     assert heard == [42]
@@ -161,7 +158,7 @@ def test_a_report_of_an_unretrieved_exception_may_call_in() -> None:
         fail_with(ValueError("no"))
     settled()
     gc.collect()
-    assert [task.result(LONGEST) for task in heard] == [42] * 3  # type: ignore[attr-defined]
+    assert [task.result(PATIENCE) for task in heard] == [42] * 3  # type: ignore[attr-defined]
 
 
 def test_the_collector_may_call_in_anywhere() -> None:
@@ -190,10 +187,10 @@ def test_the_collector_may_call_in_anywhere() -> None:
     gc.set_threshold(7, 1000, 1000)
     try:
         for _ in range(60):
-            assert nested().result(LONGEST) == 5 * 42
+            assert nested().result(PATIENCE) == 5 * 42
             endless_one = endless()
             endless_one.cancel()
-            concurrent.futures.wait([endless_one], LONGEST)
+            concurrent.futures.wait([endless_one], PATIENCE)
             if not GIL_ENABLED:  # there, the collector waits for more garbage than this test makes
                 gc.collect()
     finally:
@@ -201,7 +198,7 @@ def test_the_collector_may_call_in_anywhere() -> None:
         gc.callbacks.remove(call_in)
         gc.unfreeze()
     assert len(heard) > 10
-    assert all(task.result(LONGEST) == 42 for task in heard)
+    assert all(task.result(PATIENCE) == 42 for task in heard)
 
 
 # Interruptions at every point of the library's code
@@ -214,18 +211,18 @@ def operations() -> dict[str, Callable[[], object]]:
         task = endless()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            task.result(LONGEST)
+            task.result(PATIENCE)
 
     def callbacks() -> None:
         task = answer_later()
         task.add_done_callback(str)
         task.remove_done_callback(str)
         task.add_done_callback(str)
-        task.result(LONGEST)
+        task.result(PATIENCE)
 
     def fail() -> None:
         with contextlib.suppress(ValueError):
-            fail_with(ValueError("no")).result(LONGEST)
+            fail_with(ValueError("no")).result(PATIENCE)
 
     def time_out() -> None:
         task = endless()
@@ -238,15 +235,15 @@ def operations() -> dict[str, Callable[[], object]]:
 
     return {
         "call": answer,
-        "result": lambda: answer_later().result(LONGEST),
-        "exception": lambda: answer().exception(LONGEST),
+        "result": lambda: answer_later().result(PATIENCE),
+        "exception": lambda: answer().exception(PATIENCE),
         "fail": fail,
         "time out": time_out,
         "cancel": cancel,
         "callbacks": callbacks,
         "await": lambda: asyncio.run(await_here()),
-        "wait": lambda: concurrent.futures.wait([answer_later(), answer_later()], LONGEST),
-        "as completed": lambda: list(concurrent.futures.as_completed([answer_later(), answer()], LONGEST)),
+        "wait": lambda: concurrent.futures.wait([answer_later(), answer_later()], PATIENCE),
+        "as completed": lambda: list(concurrent.futures.as_completed([answer_later(), answer()], PATIENCE)),
         "look": lambda: (repr(answer()), answer().get_stack(), shared_loop().tasks()),
     }
 
@@ -299,7 +296,7 @@ def test_a_handler_may_block_on_an_eager_call_at_any_point(name: str) -> None:
     heard: list[int] = []
 
     def call_in() -> None:
-        heard.append(answer().result(LONGEST))
+        heard.append(answer().result(PATIENCE))
 
     operation()  # what is made but once is there
     points = sum(1 for _ in interruptions(Interrupter, operation, call_in, step=3))
@@ -339,10 +336,10 @@ def test_a_finalizer_may_call_in_at_any_point_in_the_loops_thread(
         shared_loop().asyncio_loop.set_task_factory(make)
     heard: list[EagerTask[int]] = []
     number = 1
-    while interrupted(number).result(LONGEST):
+    while interrupted(number).result(PATIENCE):
         number += 5
     assert len(heard) > 50
-    assert [task.result(LONGEST) for task in heard] == [42] * len(heard)
+    assert [task.result(PATIENCE) for task in heard] == [42] * len(heard)
 
 
 def test_a_handler_may_call_in_while_a_loop_starts() -> None:
@@ -354,7 +351,7 @@ def test_a_handler_may_call_in_while_a_loop_starts() -> None:
         return asyncio.get_running_loop()
 
     def call_in() -> None:
-        heard.append(loops[-1].create_task(which()).result(LONGEST))
+        heard.append(loops[-1].create_task(which()).result(PATIENCE))
 
     number = 1
     while True:
@@ -363,8 +360,8 @@ def test_a_handler_may_call_in_while_a_loop_starts() -> None:
             interrupter = SignalLike({number: call_in})
             with interrupter:
                 task = loop.create_task(which())
-            task.result(LONGEST)
-            assert loop.create_task(which()).result(LONGEST) is loop.asyncio_loop
+            task.result(PATIENCE)
+            assert loop.create_task(which()).result(PATIENCE) is loop.asyncio_loop
             if interrupter.happened:
                 assert heard.pop() is loop.asyncio_loop
                 assert task.result() is loop.asyncio_loop
@@ -388,7 +385,7 @@ def test_a_handler_that_raises_in_a_call_leaves_nothing_unfinished(*, late: bool
 
     def press_ctrl_c() -> None:
         if late:
-            answer().result(LONGEST)
+            answer().result(PATIENCE)
         raise KeyboardInterrupt
 
     work(0).result()
@@ -404,7 +401,7 @@ def test_a_handler_that_raises_in_a_call_leaves_nothing_unfinished(*, late: bool
             raised = True
         assert raised is interrupter.happened, f"at point {number}"
         settled()
-        left = concurrent.futures.wait(shared_loop().tasks(), LONGEST).not_done
+        left = concurrent.futures.wait(shared_loop().tasks(), PATIENCE).not_done
         assert not left, f"at point {number}"
         if not interrupter.happened:
             break
@@ -424,8 +421,8 @@ def test_a_handler_that_raises_in_result_leaves_the_task_alone() -> None:
         task = answer_later()
         interrupter = Interrupter({number: press_ctrl_c})
         with contextlib.suppress(KeyboardInterrupt), interrupter:
-            task.result(LONGEST)
-        assert task.result(LONGEST) == 42
+            task.result(PATIENCE)
+        assert task.result(PATIENCE) == 42
         if not interrupter.happened:
             break
     assert number > 3
@@ -437,7 +434,7 @@ def test_a_handler_may_cancel_at_any_point_who_awaits() -> None:
 
     @eager
     async def wait_for(event: threading.Event) -> bool:
-        return await asyncio.to_thread(event.wait, LONGEST)
+        return await asyncio.to_thread(event.wait, PATIENCE)
 
     async def await_it() -> bool:
         event = threading.Event()
@@ -467,14 +464,14 @@ def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises
 
     def wait_for(tasks: list[EagerTask[int]]) -> None:
         if name == "wait":
-            assert concurrent.futures.wait(tasks, LONGEST).done == set(tasks)
+            assert concurrent.futures.wait(tasks, PATIENCE).done == set(tasks)
         else:
-            assert set(concurrent.futures.as_completed(tasks, LONGEST)) == set(tasks)
+            assert set(concurrent.futures.as_completed(tasks, PATIENCE)) == set(tasks)
 
     def come_in() -> None:
         if raises:
             raise KeyboardInterrupt
-        assert answer_later().result(LONGEST) == 42
+        assert answer_later().result(PATIENCE) == 42
 
     number = 0
     while True:
@@ -483,8 +480,8 @@ def test_a_handler_in_a_wait_for_many_leaves_the_loop_alone(name: str, *, raises
         interrupter = SignalLike({number: come_in}, in_package_or_waits)
         with contextlib.suppress(KeyboardInterrupt), interrupter:
             wait_for(tasks)
-        assert [task.result(LONGEST) for task in tasks] == [42] * 3, f"at point {number}"
-        assert answer_later().result(LONGEST) == 42, f"at point {number}"
+        assert [task.result(PATIENCE) for task in tasks] == [42] * 3, f"at point {number}"
+        assert answer_later().result(PATIENCE) == 42, f"at point {number}"
         wait_for(tasks)
         if not interrupter.happened:
             break
@@ -504,11 +501,11 @@ def test_real_signals_may_call_in_and_block() -> None:
     handled = threading.Lock()  # held while a signal is under way
 
     def handle(_signal: int, _frame: object) -> None:
-        heard.append(answer_later().result(LONGEST))
+        heard.append(answer_later().result(PATIENCE))
         handled.release()
 
     def send() -> None:
-        while not over.wait(0.0007) and handled.acquire(timeout=LONGEST):
+        while not over.wait(0.0007) and handled.acquire(timeout=PATIENCE):
             signal.pthread_kill(main_thread, signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, handle)
@@ -520,11 +517,11 @@ def test_real_signals_may_call_in_and_block() -> None:
             for operation in operations().values():
                 operation()
             with BackgroundLoop() as loop:
-                loop.create_task(asyncio.sleep(0)).result(LONGEST)
+                loop.create_task(asyncio.sleep(0)).result(PATIENCE)
     finally:
         over.set()
         sender.join()
-        handled.acquire(timeout=LONGEST)
+        handled.acquire(timeout=PATIENCE)
         signal.signal(signal.SIGUSR1, before)
     assert len(heard) > 10
     assert set(heard) == {42}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import BackgroundLoop, EagerTask, eager, eager_stream, set_shared_loop, shared_loop
-from threads import frequent_switches
+from threads import PATIENCE, frequent_switches
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     TaskFactory = Callable[..., asyncio.Task[Any]]
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
-WAIT = 10  # seconds, for what comes at once
 DEEPEST = 50  # nested levels that start before the call returns
 
 variable: contextvars.ContextVar[object] = contextvars.ContextVar("variable", default="unset")
@@ -116,15 +115,15 @@ def loop_held_up() -> Iterator[None]:
 
     def hold() -> None:
         entered.set()
-        leave.wait(WAIT)
+        leave.wait(PATIENCE)
 
     task = on_loop(hold)
-    assert entered.wait(WAIT)
+    assert entered.wait(PATIENCE)
     try:
         yield
     finally:
         leave.set()
-        task.result(WAIT)
+        task.result(PATIENCE)
 
 
 # From another thread
@@ -137,7 +136,7 @@ def test_starts_without_the_caller_yielding(loop_factory: LoopFactory) -> None:
 
     async def caller() -> bool:
         task = on_loop(started.set)
-        seen = started.wait(WAIT)  # blocks the caller's loop: only another thread can set it
+        seen = started.wait(PATIENCE)  # blocks the caller's loop: only another thread can set it
         await task
         return seen
 
@@ -154,8 +153,8 @@ def test_starts_without_being_awaited() -> None:
         ended.set()
 
     task = work()
-    assert ended.wait(WAIT)
-    task.result(WAIT)  # for this test to leave nothing behind
+    assert ended.wait(PATIENCE)
+    task.result(PATIENCE)  # for this test to leave nothing behind
 
 
 def test_goes_on_while_the_caller_blocks() -> None:
@@ -170,7 +169,7 @@ def test_goes_on_while_the_caller_blocks() -> None:
 
     async def caller() -> bool:
         task = work()
-        seen = third.wait(WAIT)
+        seen = third.wait(PATIENCE)
         await task
         return seen
 
@@ -185,7 +184,7 @@ def test_a_call_never_blocks() -> None:
         assert started == []
         assert not any(task.done() or task.running() for task in tasks)
     for task in tasks:
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert started == list(range(1000))
 
 
@@ -208,7 +207,7 @@ def test_c_code_may_make_the_call_in_a_thread_of_its_own() -> None:
     ]
     for function in functions:
         _thread.start_new_thread(made.extend, (map(operator.call, [function]),))  # all of them C code
-        assert begun.acquire(timeout=WAIT)
+        assert begun.acquire(timeout=PATIENCE)
 
 
 def test_calls_of_one_thread_start_in_order() -> None:
@@ -224,7 +223,7 @@ def test_calls_of_one_thread_start_in_order() -> None:
     with frequent_switches():
         in_threads(4, lambda thread: tasks.extend([work(thread, number) for number in range(200)]))
     for task in tasks:
-        task.result(WAIT)
+        task.result(PATIENCE)
     for thread in range(4):
         assert [number for caller, number in started if caller == thread] == list(range(200))
 
@@ -245,7 +244,7 @@ def test_calls_of_one_thread_to_different_functions_start_in_order() -> None:
         ]
         tasks = [kinds[index % 3](name) for index, name in enumerate(names)]
     for task in tasks:
-        task.result(WAIT)
+        task.result(PATIENCE)
     assert started == names
 
 
@@ -259,8 +258,8 @@ def test_the_body_runs_in_the_loops_thread() -> None:
         assert threading.get_ident() == before
         return before, asyncio.get_running_loop()
 
-    seen = {where().result(WAIT) for _ in range(5)}
-    in_threads(3, lambda _: seen.add(where().result(WAIT)))
+    seen = {where().result(PATIENCE) for _ in range(5)}
+    in_threads(3, lambda _: seen.add(where().result(PATIENCE)))
     ((ident, loop),) = seen
     assert ident != threading.get_ident()
     assert loop is shared_loop().asyncio_loop
@@ -277,9 +276,9 @@ def test_a_call_on_another_background_loops_thread_goes_to_its_own() -> None:
         async def caller() -> tuple[int, int]:
             return threading.get_ident(), await where()
 
-        here, there = eager(caller)().result(WAIT)
+        here, there = eager(caller)().result(PATIENCE)
         assert here != there
-        assert there == where().result(WAIT)
+        assert there == where().result(PATIENCE)
 
 
 # On the loop's own thread
@@ -306,7 +305,7 @@ def test_runs_to_its_first_suspension_before_the_call_returns() -> None:
         log.append("outer goes on")
         return result
 
-    assert outer().result(WAIT) == "inner's result"
+    assert outer().result(PATIENCE) == "inner's result"
     assert log == ["inner starts", "call has returned", "inner goes on", "outer goes on"]
 
 
@@ -330,7 +329,7 @@ def test_suspends_on_futures_and_sleeps_alike() -> None:
         log.append("opened")
         await task
 
-    outer().result(WAIT)
+    outer().result(PATIENCE)
     assert log == ["waits", "returned", "opened", "through"]
 
 
@@ -343,7 +342,7 @@ def test_a_body_that_never_suspends_is_done_when_the_call_returns() -> None:
         task = echo(3)
         return task.done(), task.result()
 
-    assert outer().result(WAIT) == (True, 3)
+    assert outer().result(PATIENCE) == (True, 3)
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
@@ -373,8 +372,8 @@ def test_what_a_body_raises_at_once_goes_to_its_task(
         await asyncio.sleep(0)
         return "goes on"
 
-    assert outer().result(WAIT) == "goes on"
-    assert echo(1).result(WAIT) == 1  # the loop lives on
+    assert outer().result(PATIENCE) == "goes on"
+    assert echo(1).result(PATIENCE) == 1  # the loop lives on
 
 
 @pytest.mark.usefixtures("task_factory")
@@ -390,7 +389,7 @@ def test_nested_calls_start_at_once_too() -> None:
         await asyncio.sleep(0)
         return 0 if task is None else 1 + await task
 
-    assert nest(4).result(WAIT) == 4
+    assert nest(4).result(PATIENCE) == 4
     assert log == [4, 3, 2, 1, 0, 0, -1, -2, -3, -4]
 
 
@@ -414,8 +413,8 @@ def test_a_callback_of_the_loop_can_call() -> None:
         called.set()
 
     shared_loop().asyncio_loop.call_soon_threadsafe(callback)
-    assert called.wait(WAIT)
-    tasks[0].result(WAIT)
+    assert called.wait(PATIENCE)
+    tasks[0].result(PATIENCE)
     assert log == [None, True, None, "goes on"]
 
 
@@ -434,13 +433,13 @@ def test_fifty_nested_levels_start_at_once_and_the_rest_soon() -> None:
         at_once.append(begun[-1] < n)  # appended innermost first
         return 1 + await task
 
-    assert nest(DEEPEST).result(WAIT) == DEEPEST
+    assert nest(DEEPEST).result(PATIENCE) == DEEPEST
     assert at_once == [True] * DEEPEST
     begun.clear()
     at_once.clear()
-    assert nest(DEEPEST + 1).result(WAIT) == DEEPEST + 1
+    assert nest(DEEPEST + 1).result(PATIENCE) == DEEPEST + 1
     assert at_once == [False] + [True] * DEEPEST
-    assert nest(1000).result(WAIT) == 1000
+    assert nest(1000).result(PATIENCE) == 1000
 
 
 def test_levels_that_have_ended_do_not_count() -> None:
@@ -457,7 +456,7 @@ def test_levels_that_have_ended_do_not_count() -> None:
                 await fails()
         return echo(1).done()
 
-    assert outer().result(WAIT)
+    assert outer().result(PATIENCE)
 
 
 # Inside a task
@@ -487,7 +486,7 @@ def test_the_body_is_inside_an_asyncio_task(*, nested: bool) -> None:
         assert result[0] is not me
         return result
 
-    task, known = (outer if nested else body)().result(WAIT)
+    task, known = (outer if nested else body)().result(PATIENCE)
     assert task is not None
     assert known
     assert task.done()
@@ -511,7 +510,7 @@ def test_a_task_factory_makes_the_task(task_factory: TaskFactory | None, *, nest
 
     names = {factory: name for name, factory in TASK_FACTORIES.items()}
     expected = UsersTask if "own class" in names[task_factory] else asyncio.Task
-    assert (outer if nested else body)().result(WAIT) is expected
+    assert (outer if nested else body)().result(PATIENCE) is expected
 
 
 @pytest.mark.usefixtures("task_factory")
@@ -523,7 +522,7 @@ def test_timeouts_work_from_the_first_line(*, nested: bool) -> None:
     async def body() -> str:
         try:
             async with asyncio.timeout(0):
-                await asyncio.sleep(WAIT)
+                await asyncio.sleep(PATIENCE)
         except TimeoutError:
             return "timed out"
         return "went through"
@@ -534,7 +533,7 @@ def test_timeouts_work_from_the_first_line(*, nested: bool) -> None:
         await asyncio.sleep(0)
         return await task
 
-    assert (outer if nested else body)().result(WAIT) == "timed out"
+    assert (outer if nested else body)().result(PATIENCE) == "timed out"
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["from a thread", "on the loop"])
@@ -556,7 +555,7 @@ def test_task_groups_work_from_the_first_line(
         async with asyncio.TaskGroup() as group:
             first = group.create_task(child(1))
             second = group.create_task(child(x))
-            await asyncio.sleep(WAIT if x < 0 else 0)
+            await asyncio.sleep(PATIENCE if x < 0 else 0)
         return first.result() + second.result()
 
     @eager
@@ -564,9 +563,9 @@ def test_task_groups_work_from_the_first_line(
         return await body(x)
 
     function = outer if nested else body
-    assert function(2).result(WAIT) == 3
+    assert function(2).result(PATIENCE) == 3
     with pytest.raises(ExceptionGroup) as caught:
-        function(-1).result(WAIT)
+        function(-1).result(PATIENCE)
     assert [str(exc) for exc in caught.value.exceptions] == ["-1"]
 
 
@@ -599,7 +598,7 @@ def test_runs_in_a_copy_of_the_callers_context(*, nested: bool) -> None:
     async def body() -> list[object]:
         seen = [variable.get()]
         variable.set("the body's")
-        await asyncio.to_thread(gate.wait, WAIT)
+        await asyncio.to_thread(gate.wait, PATIENCE)
         return [*seen, variable.get()]
 
     async def calls() -> tuple[object, list[object], object]:
@@ -610,7 +609,7 @@ def test_runs_in_a_copy_of_the_callers_context(*, nested: bool) -> None:
         gate.set()
         return after_call, await task, variable.get()
 
-    result = eager(calls)().result(WAIT) if nested else asyncio.run(calls())
+    result = eager(calls)().result(PATIENCE) if nested else asyncio.run(calls())
     assert result == ("the caller's", ["the caller's", "the body's"], "set later")
     assert variable.get() == "unset"
 
@@ -636,8 +635,8 @@ def test_each_caller_has_its_own_context() -> None:
     with loop_held_up():
         in_threads(6, caller)
     for number, tasks in results.items():
-        assert [task.result(WAIT) for task in tasks] == [(number, number)] * 20
-    assert body().result(WAIT) == ("unset", "unset")
+        assert [task.result(PATIENCE) for task in tasks] == [(number, number)] * 20
+    assert body().result(PATIENCE) == ("unset", "unset")
 
 
 @pytest.mark.usefixtures("task_factory")
@@ -657,7 +656,7 @@ def test_a_context_can_be_given(*, nested: bool) -> None:
         variable.set("the caller's")
         return await shared_loop().create_task(body(), context=given)
 
-    assert (eager(calls)().result(WAIT) if nested else asyncio.run(calls())) == "given"
+    assert (eager(calls)().result(PATIENCE) if nested else asyncio.run(calls())) == "given"
     assert given[variable] == "given"
 
 
@@ -686,7 +685,7 @@ def test_a_context_that_is_entered_can_be_given() -> None:
         assert asyncio.current_task() is me
         return result
 
-    assert outer().result(WAIT) == "entered"
+    assert outer().result(PATIENCE) == "entered"
     assert entered[variable] == "entered"
 
 
@@ -788,7 +787,7 @@ def test_threads_that_race_for_the_first_start_get_one_loop() -> None:
                 return threading.get_ident(), asyncio.get_running_loop()
 
             with frequent_switches():
-                in_threads(20, lambda _, where=where, seen=seen: seen.add(where().result(WAIT)))  # type: ignore[misc]
+                in_threads(20, lambda _, where=where, seen=seen: seen.add(where().result(PATIENCE)))  # type: ignore[misc]
         assert len(made) == 1
         assert [running for _, running in seen] == made
 
@@ -802,7 +801,7 @@ def test_a_slow_first_start_is_shared() -> None:
     def make() -> asyncio.AbstractEventLoop:
         made.append(asyncio.new_event_loop())
         for _ in range(threads - 1):
-            assert calling.acquire(timeout=WAIT)
+            assert calling.acquire(timeout=PATIENCE)
         return made[-1]
 
     with BackgroundLoop(loop_factory=make) as loop:
@@ -815,7 +814,7 @@ def test_a_slow_first_start_is_shared() -> None:
 
         def call(_: int) -> None:
             calling.release()  # one more than the factory waits for: its own thread's
-            seen.append(where().result(WAIT))
+            seen.append(where().result(PATIENCE))
 
         in_threads(threads, call)
     assert seen == made * threads
@@ -836,7 +835,7 @@ def test_a_loop_that_cannot_be_made_leaves_nothing_behind() -> None:
             eager(loop=loop)(asyncio.sleep)(0, 1)
         gc.collect()  # would warn of a coroutine that was never awaited
         assert loop.tasks() == set()
-        assert eager(loop=loop)(asyncio.sleep)(0, 1).result(WAIT) == 1
+        assert eager(loop=loop)(asyncio.sleep)(0, 1).result(PATIENCE) == 1
 
 
 @pytest.mark.usefixtures("task_factory")
@@ -858,7 +857,7 @@ def test_a_thousand_calls_from_eight_threads() -> None:
     def caller(thread: int) -> None:
         numbers = range(thread * 125, (thread + 1) * 125)
         tasks = [(nested if number % 5 == 0 else work)(number) for number in numbers]
-        assert [task.result(WAIT) for task in tasks] == [2 * number for number in numbers]
+        assert [task.result(PATIENCE) for task in tasks] == [2 * number for number in numbers]
 
     with frequent_switches():
         in_threads(8, caller)
@@ -867,7 +866,7 @@ def test_a_thousand_calls_from_eight_threads() -> None:
 
 
 def test_eight_threads_ten_times() -> None:
-    """The same through ten rounds, each with a fresh loop, and with callers on loops of their own."""
+    """Callers on loops of their own get their results, in ten rounds with a fresh background loop each."""
 
     async def gathers(thread: int) -> None:
         numbers = range(thread * 125, (thread + 1) * 125)
@@ -930,9 +929,9 @@ def test_strict_loops_work(factory: TaskFactory | None) -> None:
         async def awaits() -> object:
             return await outer()
 
-        assert outer().result(WAIT) == "outer's"
+        assert outer().result(PATIENCE) == "outer's"
         assert asyncio.run(awaits()) == "outer's"
-        assert loop.create_task(asyncio.sleep(0, 5)).result(WAIT) == 5
+        assert loop.create_task(asyncio.sleep(0, 5)).result(PATIENCE) == 5
 
 
 def test_a_loop_with_its_own_call_soon_keeps_it(loop_factory: LoopFactory) -> None:
@@ -961,7 +960,7 @@ def test_a_loop_with_its_own_call_soon_keeps_it(loop_factory: LoopFactory) -> No
 
     for _ in range(2):
         before = len(calls)
-        assert outer().result(WAIT) == 3
+        assert outer().result(PATIENCE) == 3
         assert len(calls) > before
         assert vars(shared_loop().asyncio_loop)["call_soon"] is own
 
@@ -991,16 +990,16 @@ def test_a_task_factory_that_raises_fails_its_task_alone(loop_factory: LoopFacto
         try:
             task: EagerTask[int] = echo(1)
             if not nested:
-                task.exception(WAIT)
+                task.exception(PATIENCE)
             return task
         finally:
             refuse = False
 
-    task = eager(calls)().result(WAIT) if nested else asyncio.run(calls())
+    task = eager(calls)().result(PATIENCE) if nested else asyncio.run(calls())
     with pytest.raises(LookupError, match="no task today"):
-        task.result(WAIT)
+        task.result(PATIENCE)
     gc.collect()  # would warn of a coroutine that was never awaited
-    assert echo(2).result(WAIT) == 2
+    assert echo(2).result(PATIENCE) == 2
 
 
 def test_debug_mode_works(loop_factory: LoopFactory) -> None:
@@ -1014,7 +1013,7 @@ def test_debug_mode_works(loop_factory: LoopFactory) -> None:
         await asyncio.sleep(0)
         return done
 
-    assert outer().result(WAIT)
+    assert outer().result(PATIENCE)
 
 
 # What a call leaves alone
@@ -1028,7 +1027,7 @@ def test_the_callers_loop_and_policy_stay() -> None:
         asyncio.set_event_loop(loop)
         policy = asyncio.get_event_loop_policy()
         try:
-            assert echo(1).result(WAIT) == 1
+            assert echo(1).result(PATIENCE) == 1
             assert asyncio.get_event_loop_policy() is policy
             assert asyncio.get_event_loop() is loop
 
@@ -1063,9 +1062,9 @@ def test_a_call_schedules_nothing_on_the_callers_loop() -> None:
         try:
             task = echo(1)
             ended = threading.Event()
-            in_thread = threading.Thread(target=lambda: (task.result(WAIT), ended.set()))
+            in_thread = threading.Thread(target=lambda: (task.result(PATIENCE), ended.set()))
             in_thread.start()
-            assert ended.wait(WAIT)
+            assert ended.wait(PATIENCE)
         finally:
             for name in ("call_soon", "call_soon_threadsafe", "call_later", "call_at", "create_task"):
                 delattr(loop, name)
@@ -1084,7 +1083,7 @@ def test_signal_handlers_stay() -> None:
         return {number: signal.getsignal(number) for number in signal.valid_signals()}, wakeup
 
     before = state()
-    assert echo(1).result(WAIT) == 1
+    assert echo(1).result(PATIENCE) == 1
     assert state() == before
     shared_loop().shutdown()
     assert state() == before
@@ -1108,11 +1107,11 @@ def test_arguments_are_dropped_with_the_task() -> None:
         async def outer(big: Big) -> None:
             await takes(big)
 
-        (outer if nested else takes)(big).result(WAIT)
+        (outer if nested else takes)(big).result(PATIENCE)
         return reference
 
     references = [call(nested=False), call(nested=True)]
-    echo(1).result(WAIT)  # the loop has let go of the turn in which they ended
+    echo(1).result(PATIENCE)  # the loop has let go of the turn in which they ended
     gc.collect()
     assert [reference() for reference in references] == [None, None]
 
@@ -1144,5 +1143,5 @@ def test_a_first_step_that_breaks_off_fails_its_task_alone(
             await task
         return "goes on"
 
-    assert outer().result(WAIT) == "goes on"
-    assert echo(1).result(WAIT) == 1
+    assert outer().result(PATIENCE) == "goes on"
+    assert echo(1).result(PATIENCE) == 1

@@ -1,4 +1,4 @@
-"""Threads that tests race against one another."""
+"""Threads that tests race against one another, and wait for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Whether threads take turns.
 GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
-_PATIENCE = 20  # seconds until all have started
+PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def in_threads(*functions: Callable[[], Any]) -> list[Any]:
     barrier = threading.Barrier(len(functions))
 
     def run(function: Callable[[], Any]) -> Any:
-        barrier.wait(_PATIENCE)
+        barrier.wait(PATIENCE)
         return function()
 
     with concurrent.futures.ThreadPoolExecutor(len(functions)) as pool:

@@ -10,7 +10,8 @@ import pytest
 
 from eager_async import BackgroundLoop, set_shared_loop
 from eager_async._channel import Channel
-from streams import PATIENCE, Consumer
+from streams import Consumer
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

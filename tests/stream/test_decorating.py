@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from eager_async import EagerTask, eager, eager_stream, shared_loop
-from streams import PATIENCE, Consumer, Source, numbers
+from streams import Consumer, Source, numbers
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -26,7 +26,6 @@ from gates import Gate
 from gone import Gone
 from streams import (
     END,
-    PATIENCE,
     Cleanup,
     Consumer,
     Source,
@@ -40,6 +39,7 @@ from streams import (
     run_in_thread,
     settle,
 )
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -456,7 +456,7 @@ def test_a_cancellation_together_with_an_item_loses_nothing(
 
 
 def test_a_cancellation_by_the_generator_loses_nothing(loop: BackgroundLoop) -> None:
-    """The same on the background loop, where a generator cancels its consumer right after a `yield`."""
+    """It cancels its consumer, on the background loop, right after a `yield`: the item is the next one's."""
     consumers: list[asyncio.Task[Any]] = []
 
     @eager_stream
@@ -847,7 +847,7 @@ def test_a_stream_that_is_refused_never_begins(recwarn: pytest.WarningsRecorder)
 def test_a_stream_that_comes_while_its_loop_closes_is_refused(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """The same if the loop closes in the middle of the call."""
+    """If the loop closes in the middle of the call, that raises, and nothing begins or is warned of."""
     loop = BackgroundLoop()
     loop_thread = loop._admitting_thread()
     loop.shutdown()

@@ -18,7 +18,6 @@ from eager_async import BackgroundLoop, DeadlockError, EagerStream, eager, eager
 from gates import Gate
 from streams import (
     END,
-    PATIENCE,
     Cleanup,
     Consumer,
     Source,
@@ -35,7 +34,7 @@ from streams import (
     stumble,
     variable,
 )
-from threads import GIL_ENABLED
+from threads import GIL_ENABLED, PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -18,7 +18,8 @@ import pytest
 from eager_async import BackgroundLoop, EagerStream, EagerTask, eager_stream, shared_loop
 from eager_async._channel import Channel
 from gates import Gate
-from streams import END, PATIENCE, Source, StumbledError, gated, leave, never, next_of, run_in_thread, settle
+from streams import END, Source, StumbledError, gated, leave, never, next_of, run_in_thread, settle
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

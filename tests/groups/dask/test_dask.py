@@ -18,6 +18,7 @@ import uvloop
 from distributed import Client, Future, Worker
 
 from eager_async import BackgroundLoop, eager, set_shared_loop
+from threads import PATIENCE
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.append(str(RECIPES))  # workers get it too
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 LOOP_FACTORIES = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 

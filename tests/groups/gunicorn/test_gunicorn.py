@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from threads import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
-
-LIMIT = 30  # seconds: for an answer, a log line, an end
 
 BOOTING = r"Booting worker with pid: (\d+)"
 READY = r"ready in (\d+)"
@@ -60,7 +60,7 @@ class Server:
         self.process.send_signal(signal.SIGTTIN)  # it answers in the log, behind all that is there
         self.wait_for_lines("Handling signal: (ttin)")
         with self._logged:
-            assert self._logged.wait_for(self._is_settled, LIMIT), self.log
+            assert self._logged.wait_for(self._is_settled, PATIENCE), self.log
 
     def _is_settled(self) -> bool:
         begun, ended = set(self.found(BOOTING)), set(self.found(EXITING))
@@ -82,12 +82,12 @@ class Server:
     def wait_for_lines(self, pattern: str, count: int = 1) -> list[str]:
         """Wait until as many lines match; return what the first group of the pattern matched."""
         with self._logged:
-            assert self._logged.wait_for(lambda: len(self.found(pattern)) >= count, LIMIT), self.log
+            assert self._logged.wait_for(lambda: len(self.found(pattern)) >= count, PATIENCE), self.log
             return self.found(pattern)
 
     def ask(self, path: str) -> dict[str, Any]:
         """Make a request over a connection of its own."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -124,11 +124,11 @@ class Server:
         """Stop it as `kill` does. It must end well, and say nothing but what it says every day."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(LIMIT)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail("\n".join(["it doesn't end:", *self.log]))
-        self._reader.join(LIMIT)
+        self._reader.join(PATIENCE)
         assert code == 0, self.log
         usual = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] |app: ")
         assert [line for line in self.log if not usual.match(line)] == []

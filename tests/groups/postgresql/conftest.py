@@ -14,7 +14,7 @@ from time import monotonic
 
 import pytest
 
-PATIENCE = 30  # seconds, for what comes soon unless it never comes
+from threads import PATIENCE
 
 
 class Server:

@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 
 from eager_async import BackgroundLoop, eager, set_shared_loop
+from threads import PATIENCE
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.append(str(RECIPES))
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from groups.postgresql.conftest import Database
 
 THREADS = 8
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 @pytest.fixture

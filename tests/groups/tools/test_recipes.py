@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import eager_async
 from eager_async import EagerTask, eager, shared_loop
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from conftest import RunPython
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
 
 def source_of(recipe: str) -> str:

@@ -18,13 +18,14 @@ import pytest
 import waitress.server
 import werkzeug.serving
 
+from threads import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flask import Flask
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "token_stream.py"
-LIMIT = 30  # seconds, for what comes at once unless it never comes
 
 # What the model does in place of a token: its answer is complete, or its connection breaks.
 COMPLETE, BREAK = "complete", "break"
@@ -45,7 +46,7 @@ class Model(http.server.ThreadingHTTPServer):
 class _ModelRequest(http.server.BaseHTTPRequestHandler):
     server: Model
     protocol_version = "HTTP/1.1"
-    timeout = LIMIT
+    timeout = PATIENCE
 
     def do_GET(self) -> None:
         self.close_connection = True
@@ -55,7 +56,7 @@ class _ModelRequest(http.server.BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self._send_chunk(": a comment, as services send to keep a connection alive\n\n")
-        while (token := self.server.to_say.get(timeout=LIMIT)) not in {COMPLETE, BREAK}:
+        while (token := self.server.to_say.get(timeout=PATIENCE)) not in {COMPLETE, BREAK}:
             try:
                 if select.select([self.connection], [], [], 0)[0]:
                     raise ConnectionResetError
@@ -126,7 +127,7 @@ def client(
     server = request.param(runpy.run_path(str(RECIPE))["app"])
     thread = threading.Thread(target=server.run)
     thread.start()
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=LIMIT)) as client:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as client:
         yield client
     server.end()
     thread.join()
@@ -137,7 +138,7 @@ def test_a_token_reaches_the_client_before_the_next_is_made(
 ) -> None:
     """The view passes each token on as it comes, and its answer ends when the model's does."""
     client.request("GET", "/answer?question=why+not")
-    assert model.asked.get(timeout=LIMIT) == "/tokens?question=why+not"
+    assert model.asked.get(timeout=PATIENCE) == "/tokens?question=why+not"
     model.to_say.put("Because")
     response = client.getresponse()
     assert (response.status, response.headers.get_content_type()) == (200, "text/plain")
@@ -159,8 +160,8 @@ def test_the_model_is_stopped_when_the_client_goes_away(
     assert response.read1() == b"Because"
     response.close()
     client.close()
-    deadline = time.monotonic() + LIMIT
-    while model.happened.get(timeout=LIMIT) != "given up":
+    deadline = time.monotonic() + PATIENCE
+    while model.happened.get(timeout=PATIENCE) != "given up":
         assert time.monotonic() < deadline
         model.to_say.put(" and")
 

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from threads import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-LIMIT = 30  # seconds: for an answer, a log line, an end
 
 # What servers say when they are reachable, and what none may say when nothing went wrong.
 LISTENING = r"(?:[Rr]unning on|server at|Serving on) http://127\.0\.0\.1:(\d+)"
@@ -65,9 +66,9 @@ class _UpstreamRequest(http.server.BaseHTTPRequestHandler):
         if page == str(SILENT) or self.server.silent:
             self.connection.recv(1)  # returns when the other side hangs up
         elif page == str(HELD):
-            self.server.release.wait(LIMIT)
+            self.server.release.wait(PATIENCE)
         elif self.server.meeting is not None:
-            self.server.meeting.wait(LIMIT)
+            self.server.meeting.wait(PATIENCE)
         if select.select([self.connection], [], [], 0)[0]:
             self.server.ended.put((self.path, "given up"))
             self.close_connection = True
@@ -108,7 +109,7 @@ SETUPS = {
 class Server:
     """A recipe that runs in a process of its own."""
 
-    def __init__(self, name: str, upstream: Upstream, folder: Path, *, patience: float = LIMIT) -> None:
+    def __init__(self, name: str, upstream: Upstream, folder: Path, *, patience: float = PATIENCE) -> None:
         self.setup = SETUPS[name]
         self.database = folder / "pages.sqlite3"
         self.process = subprocess.Popen(
@@ -143,11 +144,8 @@ class Server:
     def wait_for_line(self, pattern: str) -> str:
         """Wait until a line matches; return what the first group of the pattern matched, or the whole."""
         with self._logged:
-            assert self._logged.wait_for(lambda: re.search(pattern, "\n".join(self.log)), LIMIT), "\n".join(
-                self.log
-            )
-            found = re.search(pattern, "\n".join(self.log))
-            assert found is not None
+            found = self._logged.wait_for(lambda: re.search(pattern, "\n".join(self.log)), PATIENCE)
+            assert found, "\n".join(self.log)
             return found[found.re.groups]
 
     def wait_until_ready(self) -> None:
@@ -156,7 +154,7 @@ class Server:
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, Any]:
         """Make a request over a connection of its own; return status and JSON, or None if it isn't that."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             sent = {name.replace("_", "-"): value for name, value in headers.items()}
             connection.request(method, path, headers=sent)
@@ -169,7 +167,7 @@ class Server:
 
     def ask_until(self, path: str, answer: object) -> None:
         """Poll until it gives an answer."""
-        deadline = time.monotonic() + LIMIT
+        deadline = time.monotonic() + PATIENCE
         while (got := self.ask(path)) != (200, answer):
             assert time.monotonic() < deadline, (got, self.log)
 
@@ -180,11 +178,11 @@ class Server:
     def wait_for_end(self) -> None:
         """Wait until it has ended, as it should after Ctrl-C."""
         try:
-            code = self.process.wait(LIMIT)
+            code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail("\n".join(["it doesn't end:", *self.log]))
-        self._reader.join(LIMIT)
+        self._reader.join(PATIENCE)
         assert code == 0, self.log
 
     def stop(self) -> None:
@@ -259,7 +257,7 @@ def serve(upstream: Upstream, tmp_path: Path) -> Iterator[Callable[..., Server]]
     """Start servers for one test."""
     made: list[Server] = []
 
-    def start(name: str, *, patience: float = LIMIT) -> Server:
+    def start(name: str, *, patience: float = PATIENCE) -> Server:
         made.append(Server(name, upstream, tmp_path, patience=patience))
         made[-1].wait_until_ready()
         return made[-1]
@@ -308,7 +306,7 @@ def test_time_out_becomes_a_504(serve: Callable[..., Server], upstream: Upstream
     """A view that has waited for long enough says so, and the call that it gives up is ended."""
     server = serve(name, patience=0.3)
     assert server.ask(f"/pages/{SILENT}") == (504, {"error": "the service upstream is too slow"})
-    assert upstream.ended.get(timeout=LIMIT) == (f"/pages/{SILENT}", "given up")
+    assert upstream.ended.get(timeout=PATIENCE) == (f"/pages/{SILENT}", "given up")
     server.stop()
 
 
@@ -318,10 +316,10 @@ def test_client_that_goes_away(serve: Callable[..., Server], upstream: Upstream,
     server = serve(name)
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"GET /pages/{HELD} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        assert upstream.arrived.get(timeout=LIMIT) == f"/pages/{HELD}"
+        assert upstream.arrived.get(timeout=PATIENCE) == f"/pages/{HELD}"
     assert server.ask("/pages/8") == (200, page(8))
     upstream.release.set()
-    ends = {upstream.ended.get(timeout=LIMIT) for _ in range(2)}
+    ends = {upstream.ended.get(timeout=PATIENCE) for _ in range(2)}
     assert ends == {("/pages/8", "answered"), (f"/pages/{HELD}", "answered")}
     assert server.ask("/pages/9") == (200, page(9))
     server.stop()
@@ -333,7 +331,7 @@ def test_flask_tasks_see_the_request(server: Server, upstream: Upstream) -> None
     upstream.meeting = threading.Barrier(6)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda request_id: server.ask("/overview", X_Request_ID=request_id), ["one", "two"]))
-    assert sorted(upstream.request_ids.get(timeout=LIMIT) for _ in range(6)) == ["one"] * 3 + ["two"] * 3
+    assert sorted(upstream.request_ids.get(timeout=PATIENCE) for _ in range(6)) == ["one"] * 3 + ["two"] * 3
 
 
 @on("fastapi")
@@ -359,10 +357,10 @@ def test_fastapi_work_goes_on_after_the_answer(server: Server, upstream: Upstrea
     status, report = server.ask("/reports?pages=3", "POST")
     assert status == 202
     path = f"/reports/{report['name']}"
-    assert upstream.arrived.get(timeout=LIMIT) == "/pages/1"
+    assert upstream.arrived.get(timeout=PATIENCE) == "/pages/1"
     assert server.ask(path) == (200, {"done": False})
     meeting, upstream.meeting = upstream.meeting, None
-    meeting.wait(LIMIT)
+    meeting.wait(PATIENCE)
     server.ask_until(path, {"done": True, "report": "page 1, page 2, page 3"})
     assert server.ask(path)[0] == 404
 
@@ -372,10 +370,10 @@ def test_fastapi_work_can_be_cancelled(server: Server, upstream: Upstream) -> No
     """A report that is not wanted any more is ended where it waits: its call upstream is given up."""
     upstream.silent = True
     _, report = server.ask("/reports?pages=3", "POST")
-    assert upstream.arrived.get(timeout=LIMIT) == "/pages/1"
+    assert upstream.arrived.get(timeout=PATIENCE) == "/pages/1"
     assert server.ask(f"/reports/{report['name']}", "DELETE") == (204, None)
     assert server.ask(f"/reports/{report['name']}")[0] == 404
-    assert upstream.ended.get(timeout=LIMIT) == ("/pages/1", "given up")
+    assert upstream.ended.get(timeout=PATIENCE) == ("/pages/1", "given up")
 
 
 def test_fastapi_finishes_its_work_on_ctrl_c(serve: Callable[..., Server], upstream: Upstream) -> None:
@@ -383,13 +381,13 @@ def test_fastapi_finishes_its_work_on_ctrl_c(serve: Callable[..., Server], upstr
     server = serve("fastapi-uvicorn")
     gate = upstream.meeting = threading.Barrier(2)
     assert server.ask("/reports?pages=2", "POST")[0] == 202
-    assert upstream.arrived.get(timeout=LIMIT) == "/pages/1"
+    assert upstream.arrived.get(timeout=PATIENCE) == "/pages/1"
     server.interrupt()
     server.wait_for_line("Waiting for application shutdown")
     upstream.meeting = None
-    gate.wait(LIMIT)
+    gate.wait(PATIENCE)
     server.wait_for_end()
-    assert upstream.arrived.get(timeout=LIMIT) == "/pages/2"
+    assert upstream.arrived.get(timeout=PATIENCE) == "/pages/2"
     assert [line for line in server.log if TROUBLE.search(line)] == []
 
 
@@ -411,7 +409,7 @@ def test_django_tasks_that_outlive_their_request(
     assert server.ask("/titles") == (200, ["not fetched yet"] * 3)
     server.interrupt()
     server.wait_for_line(r"the process waits for \d+ eager tasks: refresh\(\) called at django_app.py:\d+")
-    gate.wait(LIMIT)
+    gate.wait(PATIENCE)
     server.wait_for_end()
     with sqlite3.connect(server.database) as database:
         assert database.execute("SELECT title FROM pages_page ORDER BY number").fetchall() == [
