@@ -266,8 +266,9 @@ class EagerFuture(concurrent.futures.Future[T]):
         """Have `fn(future)` called when the work is done. From any thread.
 
         Added while an asyncio loop runs in the calling thread, it is called on that loop, soon, as for
-        `asyncio.Future`. Added elsewhere it is called in the thread of the future's own loop, or at
-        once if the work is done, as for `concurrent.futures.Future`. What it raises is logged.
+        `asyncio.Future`, and dropped if that loop is closed by then. Added elsewhere it is called in the
+        thread of the future's own loop, or at once if the work is done, as for `concurrent.futures.Future`.
+        What it raises is logged.
 
         Args:
             fn: Called with the future as its only argument.

@@ -66,7 +66,8 @@ class EagerTask(_Base[T]):
     coroutine, so that `asyncio.run`, `create_task`, `gather` and their like take it as they took the
     coroutine of the undecorated function; several of them may do so at a time.
 
-    Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method.
+    Eager functions and `BackgroundLoop.create_task` make tasks. Any thread may call any method; only a wait
+    for the outcome in the loop's own thread raises `DeadlockError`.
     """
 
     # Threads. `_run`, `_cancel_unbegun`, `_finish`, `_exit`, `_new_failure`, `_end`, `_lose`, `_withdraw`,
@@ -393,7 +394,8 @@ class EagerTask(_Base[T]):
         """Return the frames at which the coroutine is suspended, or those of its exception.
 
         As for `asyncio.Task`: the oldest first, and none for a task that returned or was cancelled. The
-        coroutines that it awaits are included. From any thread.
+        coroutines that it awaits are included. From any thread; without the GIL, that of the loop is asked,
+        and if it doesn't answer within 0.1 s, there are none.
 
         Args:
             limit: The most frames: the newest of a suspended coroutine, the oldest of an exception.
