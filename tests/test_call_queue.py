@@ -219,15 +219,19 @@ def test_a_signal_handler_may_queue_a_call_and_wait_for_it(loop: ManualLoop, que
     assert at > 5
 
 
-def test_a_signal_handler_may_wait_after_another_thread_has_queued(
-    loop: ManualLoop, queue: CallQueue
+@pytest.mark.parametrize("who", ["another thread", "an earlier handler"])
+def test_a_signal_handler_may_wait_after_others_have_queued(
+    loop: ManualLoop, queue: CallQueue, who: str
 ) -> None:
-    """Its call is made, although another thread's was queued, and made, just before the signal came."""
+    """Its call is made, although another's was queued, and made, just before the signal came."""
 
-    def other_thread() -> None:
-        thread = threading.Thread(target=queue.call_soon, args=(int,))
-        thread.start()
-        thread.join()
+    def queue_another() -> None:
+        if who == "another thread":
+            thread = threading.Thread(target=queue.call_soon, args=(int,))
+            thread.start()
+            thread.join()
+        else:
+            queue.call_soon(int)
         loop.turn_until_idle()
 
     for first in range(1, 80):
@@ -241,7 +245,7 @@ def test_a_signal_handler_may_wait_after_another_thread_has_queued(
 
             interrupted = run_interrupted(
                 lambda made=made: queue.call_soon(lambda: made.append("thread's")),  # type: ignore[misc]
-                {first: other_thread, second: handler},
+                {first: queue_another, second: handler},
             )
             loop.turn_until_idle()
             assert "thread's" in made
