@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
-from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +9,7 @@ from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdo
 from eager_async._failure import report_unretrieved
 from eager_async._log import logger
 from eager_async._loop_thread import LoopThread, live
+from eager_async._wake_up import WakeUp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -148,21 +147,15 @@ def _wait_while(
         give_up: Called with a loop whose time ran out; it isn't waited for any more.
         least: Seconds that each has, whatever its `exit_timeout`.
     """
-    # Not an `Event`, since it holds a lock: a handler that comes in may wait for the loop, and that for it.
-    changed = allocate_lock()
-
-    def tell() -> None:
-        with suppress(RuntimeError):  # told already
-            changed.release()
-
+    changed = WakeUp()
     started = monotonic()
     said = False
     out_of_time: set[LoopThread] = set()
     while True:
-        changed.acquire(False)  # noqa: FBT003
+        changed.wait(0)  # what has come so far
         watched = live - out_of_time
         for loop_thread in watched:
-            loop_thread.watch(tell)
+            loop_thread.watch(changed)
         busy = [loop_thread for loop_thread in watched if is_busy(loop_thread)]
         if not busy:
             return
@@ -181,7 +174,7 @@ def _wait_while(
                 out_of_time.add(loop_thread)
                 give_up(loop_thread)
             pauses.append(max(left, 0))
-        changed.acquire(True, min(pauses, default=-1))  # noqa: FBT003
+        changed.wait(min(pauses, default=-1))
 
 
 def _summary(loop_threads: Collection[LoopThread], *, daemons: bool = True) -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import collections
 import weakref
-from _thread import allocate_lock, get_ident
-from contextlib import suppress
+from _thread import get_ident
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from eager_async._wake_up import WakeUp
 
 if TYPE_CHECKING:
     from eager_async._future import EagerFuture
@@ -80,14 +81,13 @@ class _Event:
     and *then* wakes up the one that waits; that looks, sleeps, and looks again.
     """
 
-    __slots__ = ("_awake", "_ended", "_set", "_waiter")
+    __slots__ = ("_ended", "_set", "_waiter", "_wake_up")
 
     def __init__(self, waiter: Any) -> None:
         self._waiter = weakref.ref(waiter)
         self._ended: collections.deque[EagerFuture[Any]] = collections.deque()  # to be told to the waiter
         self._set = False
-        self._awake = allocate_lock()  # locked, but for a moment after a wake-up
-        self._awake.acquire()
+        self._wake_up = WakeUp()
 
     def end(self, future: EagerFuture[Any]) -> None:
         """Have the waiter told that a future is done."""
@@ -112,8 +112,4 @@ class _Event:
             left = -1 if deadline is None else deadline - monotonic()
             if deadline is not None and left <= 0:
                 return False
-            self._awake.acquire(True, left)  # noqa: FBT003
-
-    def _wake_up(self) -> None:
-        with suppress(RuntimeError):  # it is awake
-            self._awake.release()
+            self._wake_up.wait(left)

@@ -28,6 +28,7 @@ from eager_async._errors import LoopClosedError
 from eager_async._future import CancelRequest
 from eager_async._log import logger
 from eager_async._task import EagerTask
+from eager_async._wake_up import WakeUp
 from eager_async._where import coroutine_part
 
 if TYPE_CHECKING:
@@ -298,17 +299,10 @@ class LoopThread:
     def join(self) -> None:
         """Wait for the thread's end. From any other thread."""
         # Not by `Thread.join` at first: up to 3.12, one that a Ctrl-C interrupts takes the thread for ended.
-        ended = allocate_lock()
-        ended.acquire()
-
-        def tell() -> None:
-            if self not in live:
-                with suppress(RuntimeError):  # told already
-                    ended.release()
-
-        self.watch(tell)
-        if self in live:
-            ended.acquire()
+        ended = WakeUp()
+        self.watch(ended)
+        while self in live:
+            ended.wait()
         self._thread.join()
 
     def _run(self) -> None:
