@@ -11,7 +11,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from eager_async._cpython import in_forked_child, running_loop
+from eager_async._cpython import running_loop
+from eager_async._fork import in_forked_child
 
 if TYPE_CHECKING:
     import asyncio

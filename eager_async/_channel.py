@@ -7,6 +7,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from eager_async._call_queue import call_queue
+from eager_async._fork import forget_parent
 from eager_async._future import Awaiter
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Channel(Generic[T]):
         Raises:
             OccupiedError: If another consumer waits. (Of two who come at the same time, both may get it.)
         """
+        forget_parent()
         self._wake_producer()  # again: a Ctrl-C may have come in between when the last item was taken
         self._consumer[call] = True
         if len(self._consumer) > 1:

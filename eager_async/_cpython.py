@@ -14,7 +14,6 @@ import contextvars
 import functools
 import importlib
 import inspect
-import os
 import signal
 import sys
 import threading
@@ -267,13 +266,6 @@ def new_thread(target: Callable[[], None], name: str) -> threading.Thread:
     if sys.version_info >= (3, 14):
         return threading.Thread(target=target, name=name, daemon=True, context=contextvars.Context())
     return threading.Thread(target=target, name=name, daemon=True)
-
-
-def in_forked_child(forget: Callable[[], None]) -> Callable[[], None]:
-    """Have a function called in each forked child, where there are forks, before `os.fork` returns."""
-    if sys.platform != "win32":
-        os.register_at_fork(after_in_child=forget)
-    return forget
 
 
 _count_up: Callable[[object], None] | None = None  # CPython's `Py_IncRef`

@@ -5,8 +5,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown, in_forked_child
+from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown
 from eager_async._failure import report_unretrieved
+from eager_async._fork import in_forked_child
 from eager_async._log import logger
 from eager_async._loop_thread import LoopThread, live
 from eager_async._wake_up import WakeUp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from eager_async._cpython import in_forked_child
+from eager_async._fork import in_forked_child
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -97,17 +97,18 @@ class Failure:
 
 def report_unretrieved() -> None:
     """Report all exceptions that nobody has retrieved so far. From any thread."""
-    for failure in _alive():
+    for failure in _alive(_living.copy()):
         failure.report()
 
 
 @in_forked_child
 def _forget_parent() -> None:
     """What the parent's tasks have raised is reported there."""
-    for failure in _alive():
+    inherited = _living.copy()
+    for failure in _alive(inherited):
         failure._report = None
-    _living.clear()
+    _living.difference_update(inherited)
 
 
-def _alive() -> list[Failure]:
-    return [failure for reference in _living.copy() if (failure := reference()) is not None]
+def _alive(references: set[weakref.ref[Failure]]) -> list[Failure]:
+    return [failure for reference in references if (failure := reference()) is not None]

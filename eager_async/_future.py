@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from eager_async._call_queue import call_queue
 from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
+from eager_async._fork import forget_parent
 from eager_async._log import logger
 from eager_async._look import Look
 from eager_async._where import users_level
@@ -302,6 +303,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         Returns:
             False if the future is done, and the call is left to whoever asks.
         """
+        forget_parent()
         callbacks = self._callbacks
         if callbacks is None:
             made: dict[object, Callable[[], object]] = {}

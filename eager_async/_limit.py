@@ -7,7 +7,8 @@ from _thread import allocate_lock
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from eager_async._cpython import in_forked_child, running_loop
+from eager_async._cpython import running_loop
+from eager_async._fork import in_forked_child
 
 if TYPE_CHECKING:
     from eager_async._task import EagerTask

@@ -10,10 +10,11 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from eager_async._cpython import in_forked_child, new_loop
+from eager_async._cpython import new_loop
 from eager_async._errors import DeadlockError, LoopClosedError
 from eager_async._exit import hold_process, is_over
-from eager_async._loop_thread import LoopThread, inherited_daemon
+from eager_async._fork import forget_parent, in_forked_child
+from eager_async._loop_thread import LoopThread, inherited_daemon, live
 from eager_async._where import calling_frame
 
 if TYPE_CHECKING:
@@ -167,6 +168,7 @@ class BackgroundLoop:
         Raises:
             DeadlockError: In the loop's own thread, if `wait` is true.
         """
+        forget_parent()
         if wait and self._in_loop_thread():
             raise DeadlockError(
                 f"the background loop {self._name!r} can't end while its own thread waits for that; "
@@ -203,8 +205,9 @@ class BackgroundLoop:
             LoopClosedError: After `shutdown()`, but for the loop's own tasks; or if the process is ending.
         """
         loop_thread = self._loop_thread
-        if loop_thread is not None and loop_thread.open:
+        if loop_thread is not None and loop_thread.admits:
             return loop_thread
+        forget_parent()
         for starting in self._starting.copy():
             if starting.starts_here():  # a finalizer, while whoever holds the lock waits for this thread
                 return starting
@@ -259,8 +262,9 @@ def _forget_parent() -> None:
     """Loops start anew on their next use, whatever the parent's threads were doing."""
     for loop in list(_instances):
         loop._lock = threading.RLock()
-        loop._loop_thread = None
         loop._starting = set()
+        if loop._loop_thread not in live:
+            loop._loop_thread = None
 
 
 def task_name(function_or_coro: Any) -> str:

@@ -17,7 +17,6 @@ from eager_async._call_queue import CallQueue, adopt
 from eager_async._cpython import (
     GIL_ENABLED,
     UNINTERRUPTIBLE_WAIT,
-    in_forked_child,
     keep_for_ever,
     new_thread,
     prepare_keeping,
@@ -25,6 +24,7 @@ from eager_async._cpython import (
     shut_default_executor,
 )
 from eager_async._errors import LoopClosedError
+from eager_async._fork import in_forked_child
 from eager_async._future import CancelRequest
 from eager_async._log import logger
 from eager_async._task import EagerTask
@@ -80,11 +80,11 @@ class LoopThread:
     ) -> None:
         self.loop = loop
         self.exit_timeout = exit_timeout
-        # Stages, each reached for good, and who may still start tasks then:
-        self.open: bool = True  # anybody, until the next
+        # Stages, each reached for good, and who may still start tasks then. At first it is open, to anybody.
         self.closing: bool = False  # the thread itself, and others who had found it open
         self.closed: bool = False  # the thread itself
         self.ended: bool = False  # nobody
+        self.admits: bool = True  # it is open, and no fork is under way: whoever calls need look no further
         self._ident: int | None = None  # while the thread runs
         self.tasks: dict[EagerTask[Any], bool] = {}  # the unfinished; daemons (True) don't hold the process
         self.resting: set[asyncio.Task[Any]] = set()  # producers that are far enough ahead: nor do they
@@ -100,6 +100,11 @@ class LoopThread:
         self._check_every = min(max(blocked_after / 2, 0.001), threading.TIMEOUT_MAX)
         self._probe: _Probe | None = None
         self._thread = new_thread(self._run, name)
+
+    @property
+    def open(self) -> bool:
+        """Whether anybody may start tasks."""
+        return not (self.closing or self.closed)
 
     def start(self) -> None:
         """Start the thread. Once."""
@@ -283,7 +288,7 @@ class LoopThread:
         if not keep_resting:
             self._ends_resting = True  # and so it stays, if the loop is dropped after its shutdown
         self.closing = True
-        self.open = False
+        self.admits = False
         if cancel:
             # Those that wait first, or one would begin in the place of another that is cancelled.
             for task in sorted(self.tasks.copy(), key=lambda task: task.running()):
@@ -368,9 +373,7 @@ class LoopThread:
 
     def _bury(self) -> None:
         """Close the loop, and fail what is still unfinished."""
-        self.open = False
-        self.closed = True
-        self.ended = True
+        self._set_ended()
         try:
             self._calls.unlisten()
             self.loop.close()
@@ -383,16 +386,21 @@ class LoopThread:
             self._ident = None  # from now on it may be another thread's
             self.tell_watchers()
 
-    def leave_behind(self) -> list[object]:
-        """In a forked child: end the tasks, and touch nothing else.
-
-        Returns:
-            What the child must neither run, close nor collect.
-        """
-        self.open = False
+    def _set_ended(self) -> None:
+        self.admits = False
         self.closed = True
         self.ended = True
-        return [self, *(task._leave_behind() for task in self.tasks.copy())]
+
+    def leave_behind(self, kept: list[object]) -> None:
+        """In a forked child: end the tasks, and touch nothing else.
+
+        Args:
+            kept: To this is added what the child must neither run, close nor collect.
+        """
+        self._set_ended()
+        kept.append(self)
+        for task in self.tasks.copy():
+            task._leave_behind(kept)
 
 
 class _Probe:
@@ -415,20 +423,32 @@ class _Probe:
 _inherited: list[object] = []
 
 
-def _get_ready() -> None:
-    """Before a fork."""
+def _stand_aside() -> None:
+    """Before a fork: in the child, no call may go straight to a thread of the parent's."""
+    for loop_thread in live.copy():
+        loop_thread.admits = False
     if live:
         prepare_keeping()
+
+
+def _go_on() -> None:
+    """In the parent, after it."""
+    for loop_thread in live.copy():
+        loop_thread.admits = True
+        if not loop_thread.open:  # closed in the meantime
+            loop_thread.admits = False
 
 
 @in_forked_child
 def _forget_parent() -> None:
     """The threads, and what runs in them, are the parent's."""
-    _inherited.extend(loop_thread.leave_behind() for loop_thread in live.copy())
-    live.clear()
+    inherited = live.copy()
+    for loop_thread in inherited:
+        loop_thread.leave_behind(_inherited)
+    live.difference_update(inherited)
     if _inherited:
         keep_for_ever(_inherited)
 
 
 if sys.platform != "win32":  # it has no fork
-    os.register_at_fork(before=_get_ready)
+    os.register_at_fork(before=_stand_aside, after_in_parent=_go_on)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from eager_async._cpython import in_forked_child
+from eager_async._fork import forget_parent, in_forked_child
 from eager_async._loop import BackgroundLoop
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def shared_loop() -> BackgroundLoop:
     is still the old one.
     """
     if _shared._shut_down and not _shared._in_loop_thread():  # whose tasks may still start others there
+        forget_parent()
         with _lock:
             if _shared._shut_down:
                 set_shared_loop(_shared._successor())
@@ -46,6 +47,7 @@ def set_shared_loop(loop: BackgroundLoop) -> BackgroundLoop:
             f"a BackgroundLoop was expected, got {loop!r}; "
             f"write `set_shared_loop(BackgroundLoop(loop_factory=...))`"
         )
+    forget_parent()
     with _lock:
         before, _shared = _shared, loop
     return before
@@ -58,7 +60,7 @@ def shared_thread() -> LoopThread:
         LoopClosedError: If the loop is shut down in the meantime, or the process is ending.
     """
     loop_thread = _shared._loop_thread
-    if loop_thread is not None and loop_thread.open:
+    if loop_thread is not None and loop_thread.admits:
         return loop_thread
     return shared_loop()._admitting_thread()
 

@@ -231,13 +231,13 @@ class EagerTask(_Base[T]):
         elif self._limit is not None:  # it has ended, and may not have left its place
             self._limit.leave_again(self)
 
-    def _leave_behind(self) -> tuple[object, ...]:
+    def _leave_behind(self, kept: list[object]) -> None:
         """In a forked child: end, without any callback.
 
-        Returns:
-            What the child must keep, and never run, close or collect: it is the parent's.
+        Args:
+            kept: To this is added what the child must never run, close or collect: it is the parent's.
         """
-        kept = (self._coro, self._context, self._asyncio_task, self._callbacks)
+        kept.append((self._coro, self._context, self._asyncio_task, self._callbacks))
         vars(self).pop("_made_callbacks", None)
         self._callbacks = None
         if not self.done():
@@ -245,7 +245,6 @@ class EagerTask(_Base[T]):
             self._result = Failure(error, None)
             self._status = FAILED
         self._coro = self._context = self._asyncio_task = self._loop_thread = None
-        return kept
 
     # Cancellation
 

@@ -458,9 +458,13 @@ def test_locks_held_at_the_fork_do_not_block_the_child(run: RunPython) -> None:
     )
 
 
-def test_a_fork_during_the_shared_loops_renewal(run: RunPython) -> None:
-    """A thread that makes the shared loop anew at the fork doesn't keep the child from doing so."""
-    source = """
+@pytest.mark.parametrize("when", ["in a hook", "later"])
+@pytest.mark.parametrize("use", ["double(2).result()", "set_shared_loop(BackgroundLoop())"])
+def test_a_fork_during_the_shared_loops_renewal(run: RunPython, use: str, when: str) -> None:
+    """A thread that makes the shared loop anew at the fork doesn't keep the child from using it."""
+    source = f"""
+        import os, threading
+        os.register_at_fork(after_in_child=lambda: {when == "in a hook"} and use())
         from staging import *
 
         making, release = threading.Event(), threading.Event()
@@ -473,18 +477,23 @@ def test_a_fork_during_the_shared_loops_renewal(run: RunPython) -> None:
                 release.wait()
             real(self, **settings)
 
+        def use():
+            signal.alarm(20)
+            {use}
+            say("used")
+
         double(1).result()
         shared_loop().shutdown()
         BackgroundLoop.__init__ = slow
         thread = threading.Thread(target=shared_loop)
         thread.start()
         making.wait()
-        fork(lambda: say(double(2).result()))
+        fork(lambda: {when == "later"} and use())
         release.set()
         thread.join()
         say(double(3).result())
     """
-    check(run(source, options=FORK_WITH_THREADS), "4", "child ended 0", "6")
+    check(run(source, options=FORK_WITH_THREADS), "used", "child ended 0", "6")
 
 
 @both_loops
@@ -832,3 +841,102 @@ def test_a_wake_up_under_way_at_the_fork_is_not_waited_for(run: RunPython) -> No
         loop.close()
     """
     check(run(source, options=FORK_WITH_THREADS), "2", "child ended 0")
+
+
+# Others' hooks, signal handlers and finalizers come in before the package's own hook has run, or in its midst
+
+COMING_IN = {
+    "a call": ("say(mine.create_task(double.__wrapped__(1)).result(), double(1).result())", "2 2"),
+    "result()": ("refused(task.result)", "closed"),
+    "await": ("refused(lambda: asyncio.run(awaited()))", "closed"),
+    "wait()": ("say(len(concurrent.futures.wait([task]).done))", "1"),
+    "next()": ("refused(lambda: next(stream))", "closed"),
+    "shutdown()": ("mine.shutdown(); shared_loop().shutdown(); say(double(1).result())", "2"),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "in its midst"])
+@pytest.mark.parametrize(("action", "said"), COMING_IN.values(), ids=COMING_IN.keys())
+def test_a_child_may_wait_before_it_has_forgotten_its_parent(
+    run: RunPython, when: str, action: str, said: str
+) -> None:
+    """Whoever calls or waits then, on the thread that has to forget, finds it forgotten."""
+    source = f"""
+        import os, threading
+        os.register_at_fork(after_in_child=lambda: before and come_in())
+        from staging import *
+        from eager_async import eager_stream
+        from eager_async._loop_thread import LoopThread
+
+        class LeftBehind(LoopThread):
+            def leave_behind(self, kept):
+                super().leave_behind(kept)
+                if in_midst:
+                    in_midst.clear()
+                    come_in()
+
+        def come_in():
+            signal.alarm(20)  # `fork` sets it too late for this
+            {action}
+
+        def refused(ask):
+            try:
+                ask()
+            except LoopClosedError:
+                say("closed")
+
+        async def awaited():
+            await task
+
+        async def forever():
+            await asyncio.Event().wait()
+
+        @eager_stream
+        async def generate():
+            await forever()
+            yield
+
+        before = {when == "before"}
+        in_midst = [] if before else [True]
+        mine = BackgroundLoop()
+        task, stream = eager(daemon=True)(forever)(), generate()
+        of_mine = mine.create_task(forever(), daemon=True)
+        for loop in (mine, shared_loop()):
+            loop._loop_thread.__class__ = LeftBehind
+        fork(lambda: say(double(2).result()))
+        stream.close()
+    """
+    check(run(source, options=FORK_WITH_THREADS, timeout=25), said, "4", "child ended 0")
+
+
+def test_a_child_waits_for_what_a_finalizer_starts_while_it_forgets_its_parent(run: RunPython) -> None:
+    """Its calls are the child's, wherever the collector comes in."""
+    source = """
+        import gc, os, threading
+        gc.disable()
+        os.register_at_fork(after_in_child=gc.enable)
+        from staging import *
+
+        @eager
+        async def clean():
+            await asyncio.sleep(0.01)
+            say("cleaned")
+
+        class Connection:
+            def __init__(self):
+                self.cycle = self
+
+            def __del__(self):
+                if os.getpid() != parent:
+                    clean()
+
+        parent = os.getpid()
+        forever = eager(daemon=True)(asyncio.Event().wait)
+        tasks = [forever() for _ in range(300)]
+        for allocations in range(1, 700, 70):
+            gc.collect()
+            gc.set_threshold(allocations)
+            Connection()
+            fork(gc.collect)
+    """
+    check(run(source, options=FORK_WITH_THREADS), *["cleaned", "child ended 0"] * 10)

@@ -1,0 +1,50 @@
+"""Forks: a child forgets its parent before it does anything else with the library."""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import get_ident
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_to_forget: list[Callable[[], None]] = []  # what is called in a child, in order
+_forking: set[int] = set()  # threads that are about to fork; in the child, until all is forgotten
+_pid = os.getpid()  # of the process that has forgotten, or has no parent to forget
+
+
+def in_forked_child(forget: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called in each forked child: it forgets what is the parent's, and nothing else."""
+    _to_forget.append(forget)
+    return forget
+
+
+def forget_parent() -> None:
+    """In a forked child, forget, if that isn't done yet.
+
+    It is for the hook below, and for whoever is about to wait: others' hooks, signal handlers and finalizers
+    may come in before it or in its midst, and then they do it all.
+    """
+    global _pid  # noqa: PLW0603
+    if not _forking or os.getpid() == _pid:
+        return
+    for forget in _to_forget:
+        forget()
+        if os.getpid() == _pid:
+            return  # done in its midst
+    _pid = os.getpid()
+    _forking.clear()
+
+
+def _begin() -> None:
+    _forking.add(get_ident())
+
+
+def _end_in_parent() -> None:
+    _forking.discard(get_ident())
+
+
+if sys.platform != "win32":  # it has no fork
+    os.register_at_fork(before=_begin, after_in_parent=_end_in_parent, after_in_child=forget_parent)
