@@ -35,9 +35,10 @@ RUNNING: str = _futures.RUNNING
 CANCELLED: str = _futures.CANCELLED_AND_NOTIFIED
 FINISHED: str = _futures.FINISHED
 
-# Without the GIL, frames of a coroutine that runs in another thread can't be read safely
-# (python/cpython#142599).
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+# Whether the GIL is on for good. (Not `sys._is_gil_enabled()`: a free-threaded build has it on while a thread
+# imports an extension module.) Without it, frames of a coroutine that runs in another thread can't be read
+# safely (python/cpython#142599).
+GIL_ENABLED: bool = getattr(sys.flags, "gil", 1) == 1
 
 # Seconds after which a wait for a lock lets signal handlers run, where it can't be interrupted
 # (python/cpython#125541).

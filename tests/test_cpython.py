@@ -176,13 +176,20 @@ def test_wait_and_as_completed_go_by_these_states() -> None:
 # Facts about this Python
 
 
-def test_the_gil_is_known() -> None:
-    """`GIL_ENABLED` is false in a free-threaded build alone, and true in it if the GIL is on again."""
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        assert _cpython.GIL_ENABLED
-    else:
-        enabled: bool = sys._is_gil_enabled()  # type: ignore[attr-defined]
-        assert enabled == _cpython.GIL_ENABLED
+@pytest.mark.parametrize("gil", [None, "0", "1"])
+def test_the_gil_is_known(run_python: RunPython, gil: str | None) -> None:
+    """`GIL_ENABLED` is false if it may ever be off, also where it is on for a moment."""
+    free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    if gil == "0" and not free_threaded:
+        pytest.skip("it can't be off")
+    program = """
+        import sys
+        sys._is_gil_enabled = lambda: True  # as while a thread imports an extension module
+        from eager_async._cpython import GIL_ENABLED
+        print(GIL_ENABLED)
+    """
+    process = run_python(program, env={"PYTHON_GIL": gil})
+    assert (process.stdout, process.stderr) == (f"{not free_threaded or gil == '1'}\n", "")
 
 
 def test_waits_are_cut_up_where_they_cannot_be_interrupted() -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # Whether threads take turns.
-GIL_ENABLED: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+GIL_ENABLED: bool = getattr(sys.flags, "gil", 1) == 1
 
 PATIENCE = 30  # seconds, for what comes at once unless it never comes
 
