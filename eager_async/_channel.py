@@ -55,9 +55,10 @@ class Channel(Generic[T]):
 
     def put(self, item: T) -> bool:
         """Hand over an item; return whether another may follow at once."""
-        if self._size == 0:
-            return False
         self.items.append(item)
+        if self._size == 0:  # closed, perhaps just now
+            self.items.clear()
+            return False
         self.wake_consumer()
         self._in_a_row += 1
         return len(self.items) < self._size and self._in_a_row < _MOST_IN_A_ROW
@@ -71,6 +72,12 @@ class Channel(Generic[T]):
         if len(self.items) < self._size:
             await asyncio.sleep(0)
             return True
+        while await self._sleep():
+            pass  # perhaps the consumer woke it up on coming to an empty buffer, which has been filled since
+        return not self._is_to_end()
+
+    async def _sleep(self) -> bool:
+        """Sleep until somebody wakes the producer up, if it may rest; return whether it did."""
         loop, resting = self._loop_thread.loop, self._loop_thread.resting
         task = asyncio.current_task(loop)
         assert task is not None
@@ -79,17 +86,20 @@ class Channel(Generic[T]):
         try:
             # `close` comes before the cancellation that goes with it: rest until that is here, or it would
             # interrupt the cleanup. If the generator has swallowed it already, no other comes.
-            if self._size == 0 and self._was_told():
+            if self._is_to_end() or (self._size > 0 and len(self.items) <= self._low_water):
                 return False
-            if (len(self.items) > self._low_water or self._size == 0) and not self.is_cancelled():
-                resting.add(task)
-                self._loop_thread.tell_watchers()
-                await awaiter.future
+            resting.add(task)
+            self._loop_thread.tell_watchers()
+            await awaiter.future
+            return True
         finally:
             resting.discard(task)
             self._producer.pop(awaiter, False)
             del task, awaiter  # no cycle from a cancellation through this frame
-        return not self.is_cancelled()
+
+    def _is_to_end(self) -> bool:
+        """Whether the producer was told to end, though it may have swallowed that."""
+        return self.is_cancelled() or (self._size == 0 and self._was_told())
 
     def is_cancelled(self) -> bool:
         """Whether the producer was told to end, and not cancelled by a timeout of its own, for one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import contextlib
 import gc
@@ -122,6 +123,32 @@ def test_a_producer_about_to_rest_sees_that_all_was_taken(
     taken.set()
     assert list(stream) == list(range(buffer, 3 * buffer))
     assert not loop.tasks()
+
+
+@pytest.mark.parametrize("buffer", [1, 4])
+def test_a_consumer_that_found_nothing_sends_no_full_producer_on(loop: BackgroundLoop, buffer: int) -> None:
+    """The buffer may have been filled since: then no more is made, and the consumer doesn't wait."""
+    source = Source()
+    stream = eager_stream(buffer=buffer)(source)()
+    settle(loop)
+    assert not stream._channel.call_at_next(lambda: None, stream._producing)
+    settle(loop)
+    assert source.made == list(range(1, buffer + 1))
+    assert [next(stream) for _ in range(10)] == list(range(1, 11))
+
+
+def test_an_item_that_is_put_as_the_stream_is_closed_is_dropped() -> None:
+    """No item outlives that, whatever order the two come in."""
+
+    class Items(collections.deque[int]):
+        def append(self, item: int) -> None:
+            channel.close()
+            super().append(item)
+
+    channel: Channel[int] = Channel(1, None)  # type: ignore[arg-type]
+    channel.items = Items()
+    assert not channel.put(1)
+    assert not channel.items
 
 
 @before_and_after
