@@ -274,6 +274,11 @@ def _check_function(function: Any) -> None:
             f"eager() needs an async function, and {function!r} is an async generator function: "
             f"decorate it with `@eager_stream`"
         )
+    if iscoroutine(function):
+        raise TypeError(
+            f"eager() needs an async function, and {function!r} is what a call of one returns: "
+            f"write `eager(f)(...)` in place of `eager(f(...))`"
+        )
     if not _is(inspect.iscoroutinefunction, function):
         raise TypeError(
             f"eager() needs an async function, not {function!r}: write `async def`, or call plain code "

@@ -27,7 +27,10 @@ T = TypeVar("T")
 
 _instances: weakref.WeakSet[BackgroundLoop] = weakref.WeakSet()
 
-_PROCESS_ENDS: Final = "the process is ending: no background loop is started any more"
+_PROCESS_ENDS: Final = (
+    "the process is ending: no background loop is started any more; "
+    "what should run then belongs in the `finally` of a daemon task"
+)
 
 
 class BackgroundLoop:
@@ -216,7 +219,9 @@ class BackgroundLoop:
             if loop_thread is not None and (loop_thread.open or self._in_loop_thread()):
                 return loop_thread  # its own tasks may start others until it has ended
             if self._shut_down:
-                raise LoopClosedError(f"the background loop {self._name!r} was shut down")
+                raise LoopClosedError(
+                    f"the background loop {self._name!r} was shut down; make another `BackgroundLoop`"
+                )
             hold_process()
             if is_over() or (loop_thread is not None and loop_thread.closing):
                 raise LoopClosedError(_PROCESS_ENDS)

@@ -488,9 +488,13 @@ class EagerTask(_Base[T]):
         return answer[0] if answer else None
 
 
+_reprs: Final = reprlib.Repr()
+_reprs.maxother = 100  # enough for the names of most exceptions, and the head of their messages
+
+
 def _short_repr(thing: object) -> str:
     try:
-        return reprlib.repr(thing)
+        return _reprs.repr(thing)
     except Exception:  # of a class named as a built-in, which it is taken for (up to 3.13)
         return object.__repr__(thing)
 

@@ -399,6 +399,16 @@ def test_plain_functions_are_refused_with_the_remedy(wrong: Any) -> None:
         assert repr(wrong) in str(caught.value)
 
 
+def test_a_call_in_place_of_a_function_is_refused_with_the_remedy() -> None:
+    """Whether of an undecorated function or of an eager one."""
+    coro, task = plain_add(1), add(1)
+    for call in (coro, task):
+        with pytest.raises(TypeError, match=r"what a call of one returns: write `eager\(f\)\(\.\.\.\)`"):
+            eager(call)  # type: ignore[call-overload]
+    coro.close()
+    assert task.result() == 2
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -1194,6 +1194,7 @@ def test_a_loop_whose_time_ran_out_is_not_made_anew(run: RunPython) -> None:
     """
     check(
         run(source),
-        "the process is ending: no background loop is started any more",
+        "the process is ending: no background loop is started any more; "
+        "what should run then belongs in the `finally` of a daemon task",
         stderr="time ran out at exit.*",
     )

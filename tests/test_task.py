@@ -543,6 +543,22 @@ def test_repr_is_short_and_survives_a_bad_result() -> None:
         assert len(repr(task)) < 250
 
 
+def test_repr_names_an_exception_whose_text_is_long() -> None:
+    """The text is cut, not the name."""
+
+    class ConnectionWasRefusedByTheServerError(Exception):
+        pass
+
+    @eager
+    async def fail_at_length() -> None:
+        raise ConnectionWasRefusedByTheServerError("x" * 1000)
+
+    task = fail_at_length()
+    task.exception()
+    assert " raised ConnectionWasRefusedByTheServerError('x" in repr(task)
+    assert len(repr(task)) < 250
+
+
 def test_a_task_is_not_copied_or_pickled() -> None:
     """A copy would never end; deep copies of what refers to a task, and pickles, raise as well."""
     for task in (sleep_for_ever(), answer()):
