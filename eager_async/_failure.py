@@ -1,4 +1,4 @@
-"""An exception as an outcome: raised in many threads, and reported if nobody ever looks."""
+"""What is raised for an outcome: an exception, in many threads, reported if nobody looks; a cancellation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from eager_async._fork import in_forked_child
 
 if TYPE_CHECKING:
-    from asyncio import Task
+    from asyncio import CancelledError, Task
     from collections.abc import Callable
 
 # Those that exist and may have to be reported, when the process ends.
@@ -93,6 +93,35 @@ class Failure:
 
     def __del__(self) -> None:
         self.report()
+
+
+class Cancellation:
+    """That the work was cancelled: whoever asks gets an error of its own.
+
+    The first shows what the coroutine's own did: where it was raised, and why. That one then goes, as from an
+    `asyncio.Task`, with the frames that it keeps.
+
+    Threads: any, at any time.
+    """
+
+    __slots__ = ("_arguments", "_raised")
+
+    def __init__(self, arguments: tuple[object, ...], raised: CancelledError | None = None) -> None:
+        """Keep the arguments of the errors, and the one that the coroutine has raised, if somebody waits."""
+        self._arguments = arguments
+        self._raised: list[CancelledError] = [] if raised is None else [raised]
+
+    def error(self, kind: type[CancelledError]) -> CancelledError:
+        """Make an error."""
+        error = kind(*self._arguments)
+        try:
+            raised = self._raised.pop()  # one atomic step
+        except IndexError:
+            return error
+        error.__cause__ = raised.__cause__
+        error.__context__ = raised.__context__
+        error.__suppress_context__ = raised.__suppress_context__
+        return error.with_traceback(raised.__traceback__)
 
 
 def report_unretrieved() -> None:

@@ -52,7 +52,7 @@ class EagerFuture(concurrent.futures.Future[T]):
     _loop_thread: LoopThread | None  # None once done: that is the mark
     # The outcome. Both are set a moment before the mark, and mean nothing without it.
     _status: str | None  # FINISHED, FAILED or CANCELLED
-    _result: Any  # the result, the Failure, or the arguments of the CancelledError
+    _result: Any  # the result, the Failure or the Cancellation
     _callbacks: dict[object, Callable[[], object]] | None  # made for the first who waits
 
     @override
@@ -123,7 +123,7 @@ class EagerFuture(concurrent.futures.Future[T]):
         try:
             if self._status == FAILED:
                 self._result.throw(driver)
-            raise (CancelledError if running_loop() else BlockingCancelledError)(*self._result)
+            raise self._result.error(CancelledError if running_loop() else BlockingCancelledError)
         finally:
             del self, driver
 

@@ -25,7 +25,7 @@ from eager_async._cpython import (
     start_by_hand,
 )
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
-from eager_async._failure import Failure
+from eager_async._failure import Cancellation, Failure
 from eager_async._future import FAILED, CancelRequest, EagerFuture
 from eager_async._log import logger
 from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
@@ -149,7 +149,8 @@ class EagerTask(_Base[T]):
         """End a call that hasn't begun, and never will."""
         coro: Any = self._coro
         request.in_time = True
-        self._end(CANCELLED, request.arguments)  # before the rest, as a coroutine of the user's own may raise
+        # Before the rest, as a coroutine of the user's own may raise.
+        self._end(CANCELLED, Cancellation(request.arguments))
         if isinstance(coro, EagerTask):  # which has begun by itself
             coro._cancel_for_awaiter(CancelRequest(request.message))
         coro.close()
@@ -162,10 +163,12 @@ class EagerTask(_Base[T]):
         try:
             exc = asyncio_task.exception()
         except CancelledError as cancelled:
-            self._end(CANCELLED, cancelled.args)
-            return
+            exc = cancelled
         if exc is None:
             self._end(FINISHED, asyncio_task.result())
+        elif isinstance(exc, CancelledError):
+            exc.with_traceback(users_part(exc.__traceback__))  # without this frame, in a cycle
+            self._end(CANCELLED, Cancellation(exc.args, exc if self._callbacks else None))
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             # The loop raises it too, uvloop only after this turn: two threads must not raise one object at a
             # time.
@@ -226,7 +229,7 @@ class EagerTask(_Base[T]):
             asyncio_task.cancel()
             asyncio_task.add_done_callback(self._finish)
         elif self._loop_thread is not None:  # it was to begin, and has no asyncio task yet
-            self._end(CANCELLED, ())
+            self._end(CANCELLED, Cancellation(()))
             coro.close()
         elif self._limit is not None:  # it has ended, and may not have left its place
             self._limit.leave_again(self)

@@ -9,6 +9,8 @@ import inspect
 import random
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -393,6 +395,61 @@ def test_each_waiter_gets_an_error_of_its_own() -> None:
     body.end_cleanup.set()
     task.cancel()
     assert outcome(task.result) is not outcome(task.result)
+
+
+async def wait_in_vain(begun: threading.Event) -> None:
+    """Wait, and say why it was for nothing."""
+    begun.set()
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError as exc:
+        raise asyncio.CancelledError(*exc.args) from KeyError("why")
+
+
+def check_shows_the_body(error: BaseException | None) -> None:
+    """It shows where the coroutine raised it, and what from."""
+    assert error is not None
+    assert traceback.extract_tb(error.__traceback__)[-1].name == "wait_in_vain"
+    assert repr(error.__cause__) == "KeyError('why')"
+    assert isinstance(error.__context__, asyncio.CancelledError)
+    assert error.__suppress_context__
+
+
+@pytest.mark.parametrize("start", [lambda task: task, asyncio.ensure_future], ids=["task", "driver"])
+def test_a_timeout_shows_where_the_coroutine_was(start: Callable[[Any], Awaitable[None]]) -> None:
+    """As that of an undecorated function does, by its cause."""
+
+    async def main() -> None:
+        async with asyncio.timeout(None) as limit:
+            begun = threading.Event()
+            waiting = start(eager(wait_in_vain)(begun))
+            await asyncio.to_thread(begun.wait, PATIENCE)
+            limit.reschedule(0)
+            await waiting
+
+    with pytest.raises(TimeoutError) as caught:
+        asyncio.run(main())
+    check_shows_the_body(caught.value.__cause__)
+
+
+def test_a_blocked_thread_sees_where_the_coroutine_was_cancelled() -> None:
+    """In the error that either `except` catches; one who comes later sees the cancellation alone."""
+    begun = threading.Event()
+    task = eager(wait_in_vain)(begun)
+
+    def cancel() -> None:
+        begun.wait(PATIENCE)
+        while not task._callbacks:  # until somebody waits
+            time.sleep(0.001)
+        task.cancel("enough")
+
+    threading.Thread(target=cancel).start()
+    with pytest.raises(concurrent.futures.CancelledError, match="enough") as caught:
+        task.result()
+    check_shows_the_body(caught.value)
+    with pytest.raises(concurrent.futures.CancelledError, match="enough") as later:
+        task.result()
+    assert later.value.__cause__ is None
 
 
 def test_timeout_of_the_waiter_differs_from_one_of_the_coroutine() -> None:

@@ -108,12 +108,14 @@ def never_begun(thing: object = None) -> EagerTask[None]:
 
 @pytest.mark.parametrize("call", [answer, answer_later, cancelled, never_begun])
 def test_a_finished_task_drops_its_arguments_and_locals(call: Callable[[object], EagerTask[Any]]) -> None:
-    """And its coroutine with them, however it ended."""
+    """And its coroutine with them, however it ended; if it was cancelled, when a waiter has seen that."""
     thing = Thing()
     argument_gone = Gone(thing)
     task = call(thing)
     del thing
     concurrent.futures.wait([task])
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()
     assert argument_gone
     assert task.get_coro() is None
 
