@@ -173,6 +173,16 @@ class _StreamFunction(_Function):
         # As IPython's autoreload does, with what this property gives, or a plain function's.
         self.__wrapped__.__code__ = code.replace(co_flags=code.co_flags | inspect.CO_ASYNC_GENERATOR)
 
+    @property
+    def __func__(self) -> Any:
+        """Of a bound method: its function as one of this kind, since `inspect` looks for the mark there."""
+        return type(self)(self.__wrapped__.__func__, self._self_wrapper)
+
+    @property
+    def func(self) -> Any:
+        """Of a partial function, in the same way."""
+        return type(self)(self.__wrapped__.func, self._self_wrapper)
+
 
 def _stream_starter(
     loop: BackgroundLoop | None,

@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import wrapt
 
 from eager_async import EagerTask, eager, eager_stream, shared_loop
 from streams import Consumer, Source, numbers
@@ -82,12 +83,24 @@ class CountsWhenCalled:
             yield number
 
 
+@wrapt.decorator
+def pass_on(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+    """Do nothing."""
+    return wrapped(*args, **kwargs)
+
+
 class Catalogue:
-    """A class with a stream as its method."""
+    """A class with streams as its methods."""
 
     @eager_stream
     async def pages(self) -> AsyncIterator[int]:
         """Yield the pages."""
+        yield 1
+
+    @eager_stream
+    @pass_on
+    async def passed_on(self) -> AsyncIterator[int]:
+        """Yield the pages, by way of another decorator."""
         yield 1
 
 
@@ -120,8 +133,11 @@ def test_a_decorated_function_looks_like_the_one_it_was() -> None:
         Catalogue.pages,
         Catalogue().pages,
         eager_stream(CountsWhenCalled()),
+        eager_stream(CountsWhenCalled().__call__),
+        eager_stream(functools.partial(plain_numbers, 1)),
+        Catalogue().passed_on,
     ],
-    ids=["function", "unbound method", "bound method", "object"],
+    ids=["function", "unbound method", "bound method", "object", "inline", "partial", "decorated below"],
 )
 def test_it_is_no_async_generator_function(function: Any) -> None:
     """Frameworks that ask `inspect` don't take it for what has `asend`, nor for a coroutine function."""
