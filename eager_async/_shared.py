@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from eager_async._errors import LoopClosedError
 from eager_async._fork import forget_parent, in_forked_child
 from eager_async._loop import BackgroundLoop
 
@@ -57,12 +58,18 @@ def shared_thread() -> LoopThread:
     """The thread that takes on new calls of eager functions which have no loop of their own.
 
     Raises:
-        LoopClosedError: If the loop is shut down in the meantime, or the process is ending.
+        LoopClosedError: If the process is ending.
     """
     loop_thread = _shared._loop_thread
     if loop_thread is not None and loop_thread.admits:
         return loop_thread
-    return shared_loop()._admitting_thread()
+    while True:
+        loop = shared_loop()
+        try:
+            return loop._admitting_thread()
+        except LoopClosedError:
+            if not loop._shut_down:
+                raise
 
 
 @in_forked_child

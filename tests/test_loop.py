@@ -876,6 +876,26 @@ def test_the_shared_loop_is_made_anew_once() -> None:
         assert len(set(in_threads(8, shared_loop))) == 1
 
 
+def test_a_call_that_a_shutdown_of_the_shared_loop_overtakes_starts_on_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no moment at which eager functions are refused."""
+    admitting_thread = BackgroundLoop._admitting_thread
+
+    def shut_down_first(loop: BackgroundLoop) -> Any:
+        monkeypatch.undo()
+        loop.shutdown()
+        return admitting_thread(loop)
+
+    for _ in range(2):  # before the first use of a loop, and later
+        before = shared_loop()
+        monkeypatch.setattr(BackgroundLoop, "_admitting_thread", shut_down_first)
+        if before._loop_thread is not None:
+            before._loop_thread.admits = False  # as while a thread forks: there, too, the slow way is taken
+        assert eager(double)(2).result() == 4
+        assert shared_loop() is not before
+
+
 def test_set_shared_loop_returns_the_one_before_which_runs_on(gate: Gate) -> None:
     """Replacing the shared loop moves later calls only; the loop before runs on with its tasks."""
     before = shared_loop()
