@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from eager_async._cpython import running_loop
 from eager_async._fork import in_forked_child
+from eager_async._log import logger
 
 if TYPE_CHECKING:
     import asyncio
@@ -130,7 +131,11 @@ class CallQueue:
         calls = self._calls
         left = len(calls)  # those that come in the meantime wait for the next turn
         deadline = monotonic() + _LONGEST_DRAIN
+        loop = self._loop()
         try:
+            if left and loop is not None and loop.get_debug():
+                _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of turns
+                left = 0
             while left > 0:
                 for _ in range(min(left, _CALLS_A_LOOK)):
                     calls.popleft()._run()
@@ -140,6 +145,15 @@ class CallQueue:
         finally:
             if calls and not self._armed:
                 self._arm()
+
+
+def _run_timed(call: Runnable, loop: asyncio.AbstractEventLoop) -> None:
+    """Make a call, and log it if it takes long, as asyncio's debug mode does, to which all are `_drain`s."""
+    started = monotonic()
+    call._run()
+    took = monotonic() - started
+    if took >= getattr(loop, "slow_callback_duration", 0.1):
+        logger.warning("executing %r took %.3f seconds", call, took)
 
 
 class _Descriptor:

@@ -46,6 +46,10 @@ class ManualLoop:
         """Whether it is."""
         return self.closed
 
+    def get_debug(self) -> bool:
+        """Whether it is in debug mode: no."""
+        return False
+
     def turn(self) -> bool:
         """Make the calls that are ready now; return whether there were any."""
         ready = len(self._ready)
@@ -251,6 +255,33 @@ def test_a_signal_handler_may_wait_after_others_have_queued(
             assert "thread's" in made
             if not interrupted:
                 break
+
+
+def test_debug_mode_names_a_call_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch, expected_log: Callable[[str], None], loop_factory: Any
+) -> None:
+    """As asyncio's does; of calls that come together, the one that it was."""
+    now = [0.0]
+    monkeypatch.setattr("eager_async._call_queue.monotonic", lambda: now[0])
+
+    async def take(seconds: float) -> None:
+        now[0] += seconds
+
+    expected_log(r"executing <EagerTask \w+ take\(\) returned None, called at [^>]*> took 101\.000 seconds")
+    entered, leave = threading.Event(), threading.Event()
+    with BackgroundLoop(debug=True, loop_factory=loop_factory) as loop:
+        loop.asyncio_loop.slow_callback_duration = 100  # type: ignore[attr-defined]
+
+        def hold() -> None:
+            entered.set()
+            leave.wait(PATIENCE)
+
+        loop.asyncio_loop.call_soon_threadsafe(hold)
+        assert entered.wait(PATIENCE)
+        tasks = [loop.create_task(take(seconds), name="take()") for seconds in (1, 101, 99, 50)]
+        leave.set()
+        for task in tasks:
+            task.result(PATIENCE)
 
 
 @pytest.mark.usefixtures("_frequent_switches")
