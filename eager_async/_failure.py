@@ -107,7 +107,7 @@ class Cancellation:
     __slots__ = ("_arguments", "_raised")
 
     def __init__(self, arguments: tuple[object, ...], raised: CancelledError | None = None) -> None:
-        """Keep the arguments of the errors, and the one that the coroutine has raised, if somebody waits."""
+        """Keep the arguments of the errors, and the one that the coroutine raised, if anybody has waited."""
         self._arguments = arguments
         self._raised: list[CancelledError] = [] if raised is None else [raised]
 

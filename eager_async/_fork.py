@@ -24,15 +24,18 @@ def in_forked_child(forget: Callable[[], None]) -> Callable[[], None]:
 def forget_parent() -> None:
     """In a forked child, forget, if that isn't done yet.
 
-    It is for the hook below, and for whoever is about to wait: others' hooks, signal handlers and finalizers
-    may come in before it or in its midst, and then they do it all.
+    It is for whoever is about to wait: others' hooks, signal handlers and finalizers may come in before the
+    hook below or in its midst, and then they do it all.
     """
+    if _forking and os.getpid() != _pid:
+        _forget()
+
+
+def _forget() -> None:
     global _pid  # noqa: PLW0603
-    if not _forking or os.getpid() == _pid:
-        return
     for forget in _to_forget:
         forget()
-        if os.getpid() == _pid:
+        if not _forking:
             return  # done in its midst
     _pid = os.getpid()
     _forking.clear()
@@ -46,5 +49,13 @@ def _end_in_parent() -> None:
     _forking.discard(get_ident())
 
 
+def _end_in_child() -> None:
+    # The one holds where a child has its parent's id, in a new namespace; the other where C code forked and
+    # had no `_begin` called.
+    if _forking or os.getpid() != _pid:
+        _begin()
+        _forget()
+
+
 if sys.platform != "win32":  # it has no fork
-    os.register_at_fork(before=_begin, after_in_parent=_end_in_parent, after_in_child=forget_parent)
+    os.register_at_fork(before=_begin, after_in_parent=_end_in_parent, after_in_child=_end_in_child)

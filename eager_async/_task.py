@@ -168,7 +168,7 @@ class EagerTask(_Base[T]):
             self._end(FINISHED, asyncio_task.result())
         elif isinstance(exc, CancelledError):
             exc.with_traceback(users_part(exc.__traceback__))  # without this frame, in a cycle
-            self._end(CANCELLED, Cancellation(exc.args, exc if self._callbacks else None))
+            self._end(CANCELLED, Cancellation(exc.args, None if self._callbacks is None else exc))
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             # The loop raises it too, uvloop only after this turn: two threads must not raise one object at a
             # time.

@@ -122,7 +122,8 @@ def test_without_the_gil_a_child_forgets_the_parents_callbacks(monkeypatch: pyte
         task.add_done_callback(parents.append)
         loop_thread = task._loop_thread
         assert loop_thread is not None
-        kept = task._leave_behind()
+        kept: list[object] = []
+        task._leave_behind(kept)
         del loop_thread.tasks[task]  # here it isn't a child's
         task.add_done_callback(childs.append)
         assert task.remove_done_callback(parents.append) == 0

@@ -909,6 +909,32 @@ def test_a_child_may_wait_before_it_has_forgotten_its_parent(
     check(run(source, options=FORK_WITH_THREADS, timeout=25), said, "4", "child ended 0")
 
 
+@pytest.mark.parametrize(
+    "fault",
+    ["os.getpid = lambda: 1", "os.register_at_fork(after_in_child=lambda: _fork._forking.clear())"],
+    ids=["same process id", "no hook before"],
+)
+def test_a_child_that_looks_like_its_parent_forgets_it_all_the_same(run: RunPython, fault: str) -> None:
+    """One that has its id, in a new namespace; or that C code has forked without telling Python before."""
+    source = f"""
+        import os, threading
+        {fault}
+        from staging import *
+        from eager_async import _fork
+
+        task = eager(daemon=True)(asyncio.Event().wait)()
+        double(1).result()
+
+        def child():
+            say(double(2).result(), type(task.exception()).__name__)
+
+        fork(child)
+        fork(child)
+    """
+    lines = ["4 LoopClosedError", "child ended 0"]
+    check(run(source, options=FORK_WITH_THREADS), *lines, *lines)
+
+
 def test_a_child_waits_for_what_a_finalizer_starts_while_it_forgets_its_parent(run: RunPython) -> None:
     """Its calls are the child's, wherever the collector comes in."""
     source = """
