@@ -909,6 +909,29 @@ def test_a_child_may_wait_before_it_has_forgotten_its_parent(
     check(run(source, options=FORK_WITH_THREADS, timeout=25), said, "4", "child ended 0")
 
 
+def test_loops_that_start_while_the_rest_is_forgotten_stay(run: RunPython) -> None:
+    """They are the child's."""
+    source = """
+        from staging import *
+
+        class Loop(BackgroundLoop):
+            def __setattr__(self, name, value):
+                super().__setattr__(name, value)
+                if name == "_lock" and os.getpid() != parent and not threads:
+                    threads.append("to come")
+                    threads[:] = own_threads()
+
+        def own_threads():
+            return [loop.create_task(own_thread.__wrapped__()).result() for loop in loops]
+
+        threads, parent = [], os.getpid()
+        loops = [Loop() for _ in range(4)]
+        own_threads()
+        fork(lambda: say(threads == own_threads()))
+    """
+    check(run(source, options=FORK_WITH_THREADS), "True", "child ended 0")
+
+
 @pytest.mark.parametrize(
     "fault",
     ["os.getpid = lambda: 1", "os.register_at_fork(after_in_child=lambda: _fork._forking.clear())"],
