@@ -42,7 +42,7 @@ class BackgroundLoop:
     Args:
         name: The name of the thread.
         loop_factory: Makes the asyncio loop; `uvloop.new_event_loop`, for one. None: asyncio's own.
-        debug: asyncio's debug mode. None: as the loop is made.
+        debug: asyncio's debug mode, which also logs the names of calls that take long. None: as it is made.
         blocked_after: After so many seconds of blocking, in `result()` for one, a thread looks whether the
             loop still turns, and logs it if not, with the stack of the loop's thread (not without the GIL).
         exit_timeout: How many seconds the process waits for this loop's tasks when it ends, before it

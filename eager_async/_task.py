@@ -368,7 +368,7 @@ class EagerTask(_Base[T]):
 
     @override
     def close(self) -> None:
-        """End the wait of the asyncio task that runs now, if it waits; the work runs on."""
+        """End the wait of the asyncio task that runs now, if it waits. The work runs on; `cancel` ends it."""
         self._end_wait()
 
     def _end_wait(self) -> CancelRequest | None:
