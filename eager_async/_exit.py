@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from eager_async._cpython import UNINTERRUPTIBLE_WAIT, call_before_thread_shutdown
 from eager_async._failure import report_unretrieved
-from eager_async._fork import in_forked_child
+from eager_async._fork import forget_parent, in_forked_child
 from eager_async._log import logger
 from eager_async._loop_thread import LoopThread, live
 from eager_async._wake_up import WakeUp
@@ -60,6 +60,7 @@ def _finish() -> None:
     A Ctrl-C, or whatever else a signal handler raises, cancels the rest; the next one abandons it.
     """
     global _over  # noqa: PLW0603
+    forget_parent()
     if _over:
         return  # arranged more than once
     # Up to the third, no loop, and no call outside a `try`: there the next signal would get through.

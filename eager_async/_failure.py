@@ -104,16 +104,16 @@ class Cancellation:
     Threads: any, at any time.
     """
 
-    __slots__ = ("_arguments", "_raised")
+    __slots__ = ("_raised", "arguments")
 
     def __init__(self, arguments: tuple[object, ...], raised: CancelledError | None = None) -> None:
         """Keep the arguments of the errors, and the one that the coroutine raised, if anybody has waited."""
-        self._arguments = arguments
+        self.arguments = arguments
         self._raised: list[CancelledError] = [] if raised is None else [raised]
 
     def error(self, kind: type[CancelledError]) -> CancelledError:
         """Make an error."""
-        error = kind(*self._arguments)
+        error = kind(*self.arguments)
         try:
             raised = self._raised.pop()  # one atomic step
         except IndexError:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _to_forget: list[Callable[[], None]] = []  # what is called in a child, in order
-_forking: set[int] = set()  # threads that are about to fork; in the child, until all is forgotten
+_forking: list[int] = []  # the thread of each fork that is under way; in the child, until all is forgotten
 _pid = os.getpid()  # of the process that has forgotten, or has no parent to forget
 
 
@@ -41,12 +41,17 @@ def _forget() -> None:
     _forking.clear()
 
 
+def is_under_way() -> bool:
+    """Whether some thread is forking, or this is a child that has its parent still to forget."""
+    return bool(_forking)
+
+
 def _begin() -> None:
-    _forking.add(get_ident())
+    _forking.append(get_ident())
 
 
 def _end_in_parent() -> None:
-    _forking.discard(get_ident())
+    _forking.remove(get_ident())
 
 
 def _end_in_child() -> None:

@@ -228,9 +228,10 @@ class EagerFuture(concurrent.futures.Future[T]):
             if self._status == FINISHED:
                 result: T = self._result
                 return result
-            if request is not None and request.arguments and self._status == CANCELLED:
+            asked = () if request is None else request.arguments
+            if self._status == CANCELLED and asked not in ((), self._result.arguments):  # others did, too
                 try:
-                    raise CancelledError(*request.arguments)  # noqa: TRY301  # only to be the context
+                    raise CancelledError(*asked)  # noqa: TRY301  # only to be the context
                 except CancelledError:  # by whose message a scope of anyio knows its own
                     self._raise()
             self._raise(driver)

@@ -24,7 +24,7 @@ from eager_async._cpython import (
     shut_default_executor,
 )
 from eager_async._errors import LoopClosedError
-from eager_async._fork import in_forked_child
+from eager_async._fork import in_forked_child, is_under_way
 from eager_async._future import CancelRequest
 from eager_async._log import logger
 from eager_async._task import EagerTask
@@ -432,9 +432,9 @@ def _stand_aside() -> None:
 
 
 def _go_on() -> None:
-    """In the parent, after it."""
+    """In the parent, after it; but that may itself be a child that has its own parent still to forget."""
     for loop_thread in live.copy():
-        loop_thread.admits = True
+        loop_thread.admits = not is_under_way()
         if not loop_thread.open:  # closed in the meantime
             loop_thread.admits = False
 

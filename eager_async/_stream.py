@@ -267,6 +267,7 @@ def start_stream(
     """Have a generator begin on a loop; as for `LoopThread.start_task`."""
     channel: Channel[T] = Channel(buffer, loop_thread)
     producing = loop_thread.start_task(_produce(generator, channel), name, daemon, context, caller)
+    producing._keeps_cancellation = False
     return EagerStream(producing, channel)
 
 

@@ -74,6 +74,7 @@ class EagerTask(_Base[T]):
     # `_deliver` and `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child.
     # Others only ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
+    _keeps_cancellation: bool = True  # for those who have waited, to see where; a stream's consumer won't ask
     _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
 
     def __init__(
@@ -168,7 +169,8 @@ class EagerTask(_Base[T]):
             self._end(FINISHED, asyncio_task.result())
         elif isinstance(exc, CancelledError):
             exc.with_traceback(users_part(exc.__traceback__))  # without this frame, in a cycle
-            self._end(CANCELLED, Cancellation(exc.args, None if self._callbacks is None else exc))
+            seen = self._keeps_cancellation and self._callbacks is not None
+            self._end(CANCELLED, Cancellation(exc.args, exc if seen else None))
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             # The loop raises it too, uvloop only after this turn: two threads must not raise one object at a
             # time.

@@ -893,6 +893,32 @@ def test_awaiter_that_is_cancelled_finds_its_request_in_the_context(awaiting: Ca
     assert (type(got.__context__), got.__context__.args) == (asyncio.CancelledError, ("my own",))
 
 
+def test_awaiter_whose_own_request_it_was_sees_the_coroutines_context() -> None:
+    """As that of an undecorated function does: what was being handled where it waited."""
+    begun = threading.Event()
+
+    @eager
+    async def handle() -> None:
+        try:
+            {}["why"]
+        except KeyError:
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        async def wait() -> None:
+            await handle()
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        waiting.cancel("enough")
+        with pytest.raises(asyncio.CancelledError, match="enough") as caught:
+            await waiting
+        assert isinstance(caught.value.__context__, KeyError)
+
+    asyncio.run(main())
+
+
 @AWAITING
 def test_requests_of_an_awaiter_do_not_pile_up(awaiting: Callable[[Any], Any]) -> None:
     """However often it is cancelled while something blocks the background loop, one request is under way."""

@@ -909,6 +909,62 @@ def test_a_child_may_wait_before_it_has_forgotten_its_parent(
     check(run(source, options=FORK_WITH_THREADS, timeout=25), said, "4", "child ended 0")
 
 
+@pytest.mark.parametrize("inner", ["before", "after_in_child"])
+def test_a_fork_in_the_hooks_of_a_fork(run: RunPython, inner: str) -> None:
+    """The outer one's child forgets its parent all the same, before it waits in a hook of its own."""
+    source = f"""
+        import os, threading, concurrent.futures.thread  # their hooks come first
+        forks = []
+
+        def fork_once():
+            if not forks:
+                forks.append("under way")
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                forks.append("done")
+
+        def call():
+            if "done" in forks:
+                signal.alarm(20)
+                say(double(1).result())
+
+        os.register_at_fork({inner}=fork_once)
+        os.register_at_fork(after_in_child=call)
+        from staging import *
+
+        double(0).result()
+        fork(lambda: say(double(2).result()))
+        say(double(3).result())
+    """
+    check(run(source, options=FORK_WITH_THREADS, timeout=25), "2", "4", "child ended 0", "6")
+
+
+def test_a_child_whose_forgetting_is_interrupted_does_not_wait_for_its_parent(run: RunPython) -> None:
+    """Python goes on after a Ctrl-C in a hook; the child's end makes up for it."""
+    source = """
+        from staging import *
+        from eager_async import _fork
+
+        def interrupt_once():
+            _fork._to_forget.remove(interrupt_once)
+            raise KeyboardInterrupt
+
+        work = Work()
+        task = eager(work)()
+        work.begun.wait()
+        _fork._to_forget.insert(0, interrupt_once)
+        fork(lambda: None)
+        work.go_on.set()
+        say(task.result())
+    """
+    process = run(source, options=FORK_WITH_THREADS)
+    assert process.stdout.splitlines() == ["child ended 0", "finally", "worked"]
+    assert "KeyboardInterrupt" in process.stderr
+    assert "the process waits" not in process.stderr
+
+
 def test_loops_that_start_while_the_rest_is_forgotten_stay(run: RunPython) -> None:
     """They are the child's."""
     source = """

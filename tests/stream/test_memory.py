@@ -13,6 +13,7 @@ from eager_async import BackgroundLoop, EagerStream, eager_stream
 from gates import Gate
 from gone import Gone, Thing, without_the_collector
 from streams import Consumer, StumbledError, numbers, settle, stumble
+from threads import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,24 @@ if TYPE_CHECKING:
 def _without_the_collector() -> Iterator[None]:
     with without_the_collector():
         yield
+
+
+@pytest.mark.usefixtures("_without_the_collector")
+def test_a_closed_stream_keeps_nothing_of_its_generator(consumer: Consumer) -> None:
+    """Whoever holds on to the stream holds no argument, nor local variable."""
+
+    async def generate(argument: Thing) -> AsyncIterator[int]:
+        yield id(argument)
+        await asyncio.sleep(PATIENCE)
+
+    thing = Thing()
+    gone = Gone(thing)
+    stream = eager_stream(generate)(thing)
+    assert consumer.next(stream) == id(thing)
+    del thing
+    consumer.close(stream)
+    assert gone
+    assert consumer.all(stream) == []
 
 
 @pytest.mark.parametrize("end", ["read", "failed", "left", "closed", "cleanup failed", "unread"])
