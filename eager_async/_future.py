@@ -229,7 +229,7 @@ class EagerFuture(concurrent.futures.Future[T]):
                 result: T = self._result
                 return result
             asked = () if request is None else request.arguments
-            if self._status == CANCELLED and asked not in ((), self._result.arguments):  # others did, too
+            if self._status == CANCELLED and asked not in ((), self._result.arguments):  # another's came out
                 try:
                     raise CancelledError(*asked)  # noqa: TRY301  # only to be the context
                 except CancelledError:  # by whose message a scope of anyio knows its own

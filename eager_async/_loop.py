@@ -268,7 +268,7 @@ def _forget_parent() -> None:
     for loop in list(_instances):
         loop._lock = threading.RLock()
         loop._starting = set()
-        if loop._loop_thread not in live:
+        if loop._loop_thread not in live:  # no more: `_loop_thread`, imported earlier, forgets its own before
             loop._loop_thread = None
 
 

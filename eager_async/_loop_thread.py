@@ -451,4 +451,5 @@ def _forget_parent() -> None:
 
 
 if sys.platform != "win32":  # it has no fork
+    # Registered after those of `_fork`: before a fork this one runs earlier than theirs, after it later.
     os.register_at_fork(before=_stand_aside, after_in_parent=_go_on)

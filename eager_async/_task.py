@@ -6,7 +6,6 @@ import asyncio
 import reprlib
 import sys
 import traceback
-from _thread import allocate_lock
 from asyncio import CancelledError, current_task
 from functools import partial
 from time import monotonic
@@ -28,6 +27,7 @@ from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutErr
 from eager_async._failure import Cancellation, Failure
 from eager_async._future import FAILED, CancelRequest, EagerFuture
 from eager_async._log import logger
+from eager_async._wake_up import WakeUp
 from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ class EagerTask(_Base[T]):
             self._end(FINISHED, asyncio_task.result())
         elif isinstance(exc, CancelledError):
             exc.with_traceback(users_part(exc.__traceback__))  # without this frame, in a cycle
-            seen = self._keeps_cancellation and self._callbacks is not None
-            self._end(CANCELLED, Cancellation(exc.args, exc if seen else None))
+            kept = self._keeps_cancellation and self._callbacks is not None
+            self._end(CANCELLED, Cancellation(exc.args, exc if kept else None))
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
             # The loop raises it too, uvloop only after this turn: two threads must not raise one object at a
             # time.
@@ -481,15 +481,14 @@ class EagerTask(_Base[T]):
         if GIL_ENABLED or loop_thread is None or self._in_loop_thread():
             return read(self._coro)
         answer: list[R] = []
-        answered = allocate_lock()
-        answered.acquire()
+        answered = WakeUp()
 
         def give_answer() -> None:
             answer.append(read(self._coro))
-            answered.release()
+            answered()
 
         loop_thread.call_soon(give_answer)
-        answered.acquire(True, _LONGEST_READING)  # noqa: FBT003
+        answered.wait(_LONGEST_READING)
         return answer[0] if answer else None
 
 

@@ -909,6 +909,35 @@ def test_a_child_may_wait_before_it_has_forgotten_its_parent(
     check(run(source, options=FORK_WITH_THREADS, timeout=25), said, "4", "child ended 0")
 
 
+def test_after_a_fork_calls_go_straight_to_open_loops_again(run: RunPython) -> None:
+    """In the parent, where they cost what they did; but not to one that was shut down in the meantime."""
+    source = """
+        import os
+        os.register_at_fork(after_in_parent=lambda: mine.shutdown(wait=False))
+        from staging import *
+
+        mine = BackgroundLoop()
+        work = Work()
+        task = mine.create_task(work())
+        double(1).result()
+        work.begun.wait()
+        threads = [loop._loop_thread for loop in (shared_loop(), mine)]
+        say([thread.admits for thread in threads])
+        fork(lambda: None)
+        say([thread.admits for thread in threads])
+        work.go_on.set()
+        say(task.result())
+    """
+    check(
+        run(source, options=FORK_WITH_THREADS),
+        "[True, True]",
+        "child ended 0",
+        "[True, False]",
+        "finally",
+        "worked",
+    )
+
+
 @pytest.mark.parametrize("inner", ["before", "after_in_child"])
 def test_a_fork_in_the_hooks_of_a_fork(run: RunPython, inner: str) -> None:
     """The outer one's child forgets its parent all the same, before it waits in a hook of its own."""
