@@ -38,16 +38,17 @@ class CallQueue:
     """Calls that any thread may queue, and one loop makes in its thread, in order.
 
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
-    call. Here the loop is woken up only if that isn't under way: `_armed` says that a `_drain` is to
-    come. To a background loop it comes by a descriptor of the queue's own (`listen`), which costs less, and
-    in that loop's own thread by `call_soon`. To other loops it comes by `call_soon_threadsafe`, in their own
-    threads too, as a signal handler may queue there while the loop sleeps.
+    call. Here the loop is woken up only if that isn't under way: `_armed` says that the loop is to come and
+    look. To a background loop's queue it comes by a descriptor of the queue's own (`listen`), which costs less
+    and stays readable until no calls are left; and for calls of its own thread, by `call_soon`. To other
+    loops' it comes by `call_soon_threadsafe`, in their own threads too, as a signal handler may queue there
+    while the loop sleeps.
 
-    No call is lost: whoever queues looks at `_armed` *after* appending, and `_drain` clears it *before*
-    it empties the queue. So a thread that finds it set appended before that clearing, and the `_drain`
-    which is to come makes the call; both orders follow from the deque's own lock, without the GIL too.
-    Two threads that arm at once cost a `_drain` that finds nothing. A signal handler that queues while
-    its own thread is arming must not count on that, which goes on only after it: `_arming` tells.
+    No call is lost: whoever queues appends and *then* looks at `_armed`; the loop clears it and *then* looks
+    whether there are calls. So a thread that finds it set has appended before that look; both orders follow
+    from the deque's own lock, without the GIL too. Two threads that arm at once cost a look that finds
+    nothing. A signal handler that queues while its own thread is arming must not count on that, which goes on
+    only after it: `_arming` tells.
 
     Threads: `listen` comes before the loop's thread, and `unlisten` in it when the loop has stopped. `_arm`
     reads `_descriptor` once, and so keeps it open while it writes.
@@ -57,7 +58,7 @@ class CallQueue:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._armed = False
-        self._arming: set[int] = set()  # the threads that are about to schedule a `_drain`
+        self._arming: set[int] = set()  # the threads that are about to wake up the loop
         self._calls: collections.deque[Runnable] = collections.deque()
         self._loop = weakref.ref(loop)  # the queue of a foreign loop must not keep it
         self._descriptor: _Descriptor | None = None
@@ -123,28 +124,36 @@ class CallQueue:
         return True
 
     def _wake_up(self, descriptor: _Descriptor) -> None:
-        descriptor.read()
-        self._drain()
+        self._make_calls()
+        if not self._calls:  # else the descriptor stays readable, and the loop comes back in its next turn
+            descriptor.read()  # after the calls, as another thread may take the GIL meanwhile
+            self._armed = False
+            if self._calls:
+                self._arm()
 
     def _drain(self) -> None:
         self._armed = False
+        try:
+            self._make_calls()
+        finally:
+            if self._calls and not self._armed:
+                self._arm()
+
+    def _make_calls(self) -> None:
+        """Make the calls that are there, or as many as the time allows."""
         calls = self._calls
         left = len(calls)  # those that come in the meantime wait for the next turn
-        deadline = monotonic() + _LONGEST_DRAIN
         loop = self._loop()
-        try:
-            if left and loop is not None and loop.get_debug():
-                _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of turns
-                left = 0
-            while left > 0:
-                for _ in range(min(left, _CALLS_A_LOOK)):
-                    calls.popleft()._run()
-                left -= _CALLS_A_LOOK
-                if monotonic() > deadline:
-                    break
-        finally:
-            if calls and not self._armed:
-                self._arm()
+        if left and loop is not None and loop.get_debug():
+            _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of turns
+            return
+        deadline = monotonic() + _LONGEST_DRAIN
+        while left > 0:
+            for _ in range(min(left, _CALLS_A_LOOK)):
+                calls.popleft()._run()
+            left -= _CALLS_A_LOOK
+            if monotonic() > deadline:
+                break
 
 
 def _run_timed(call: Runnable, loop: asyncio.AbstractEventLoop) -> None:
@@ -176,7 +185,7 @@ class _Descriptor:
         _os.eventfd_write(self.number, 1)
 
     def read(self) -> None:
-        with suppress(BlockingIOError):  # read already: a turn that was broken off is made up for in the next
+        with suppress(BlockingIOError):  # read already: a turn that is broken off is made up for in the next
             _os.eventfd_read(self.number)
 
 

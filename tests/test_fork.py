@@ -558,17 +558,20 @@ def test_a_child_does_not_wake_up_the_parents_loop(run: RunPython) -> None:
     source = """
         from staging import *
 
-        entered, leave = threading.Event(), threading.Event()
+        entered, leave = threading.Semaphore(0), threading.Event()
 
-        async def hold():  # the loop's thread, so that it reads no wake-up
-            entered.set()
+        def hold():  # the loop's thread, so that it reads no wake-up
+            entered.release()
             leave.wait()
 
         loop, other = BackgroundLoop(), BackgroundLoop()
-        tasks = [loop.create_task(hold()), other.create_task(hold())]
-        descriptors = [one._loop_thread._calls._descriptor.number for one in (loop, other)]
-        entered.wait()
-        other.asyncio_loop
+        tasks, descriptors = [], []
+        for one in (loop, other):
+            tasks.append(one.create_task(asyncio.sleep(3600)))
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), one.asyncio_loop).result()  # that one is read
+            one.asyncio_loop.call_soon_threadsafe(hold)
+            entered.acquire()
+            descriptors.append(one._loop_thread._calls._descriptor.number)
 
         def child():
             global loop
@@ -584,6 +587,8 @@ def test_a_child_does_not_wake_up_the_parents_loop(run: RunPython) -> None:
             except BlockingIOError:
                 say("asleep")
         leave.set()
+        for task in tasks:
+            task.cancel()
     """
     check(
         run(source, options=FORK_WITH_THREADS), "LoopClosedError False", "child ended 0", "asleep", "asleep"
