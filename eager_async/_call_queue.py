@@ -39,8 +39,8 @@ class CallQueue:
 
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
     call. Here the loop is woken up only if that isn't under way: `_armed` says that the loop is to come and
-    look. To a background loop's queue it comes by a descriptor of the queue's own (`listen`), which costs less
-    and stays readable until no calls are left; and for calls of its own thread, by `call_soon`. To other
+    look. To a background loop's queue it comes by a descriptor of the queue's own (`listen`), which costs
+    less and stays readable until no calls are left; for calls of its own thread, by `call_soon`. To other
     loops' it comes by `call_soon_threadsafe`, in their own threads too, as a signal handler may queue there
     while the loop sleeps.
 

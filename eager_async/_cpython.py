@@ -14,6 +14,7 @@ import contextvars
 import functools
 import importlib
 import inspect
+import os
 import signal
 import sys
 import threading
@@ -53,6 +54,9 @@ NEW_LOOPS_TAKE_SIGNALS: bool = sys.platform == "win32"
 coarse_monotonic: Callable[[], float] = (
     functools.partial(time.clock_gettime, 6) if sys.platform == "linux" else time.monotonic
 )
+
+# Lets others have the GIL, and the CPU, for a moment. Windows has no `sched_yield`.
+give_way: Callable[[], None] = getattr(os, "sched_yield", functools.partial(time.sleep, 0))
 
 # The loop that runs in this thread, or None: asyncio's own way to ask without an exception.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop
