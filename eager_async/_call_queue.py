@@ -198,6 +198,9 @@ class _Call:
         self._function = function
         self._arguments = arguments
 
+    def __repr__(self) -> str:
+        return f"<call of {self._function!r} with {self._arguments!r}>"
+
     def _run(self) -> None:
         self._function(*self._arguments)
 

@@ -468,6 +468,9 @@ class _DoneCallback(_Waiter):
         self._future = future
         self._context = context
 
+    def __repr__(self) -> str:
+        return f"<callback {self.function!r} of {self._future!r}>"
+
     @override
     def _run(self) -> None:
         try:

@@ -257,20 +257,25 @@ def test_a_signal_handler_may_wait_after_others_have_queued(
                 break
 
 
+@pytest.mark.parametrize("limit", [None, 1])
 def test_debug_mode_names_a_call_that_takes_long(
-    monkeypatch: pytest.MonkeyPatch, expected_log: Callable[[str], None], loop_factory: Any
+    monkeypatch: pytest.MonkeyPatch, expected_log: Callable[[str], None], loop_factory: Any, limit: int | None
 ) -> None:
     """As asyncio's does; of calls that come together, the one that it was."""
     now = [0.0]
     monkeypatch.setattr("eager_async._call_queue.monotonic", lambda: now[0])
 
-    async def take(seconds: float) -> None:
-        now[0] += seconds
-
-    expected_log(r"executing <EagerTask \w+ take\(\) returned None, called at [^>]*> took 101\.000 seconds")
+    expected_log(
+        r"executing .*<EagerTask \w+ take\(\) returned 101, called at [^>]*>.* took 101\.000 seconds"
+    )
     entered, leave = threading.Event(), threading.Event()
     with BackgroundLoop(debug=True, loop_factory=loop_factory) as loop:
         loop.asyncio_loop.slow_callback_duration = 100  # type: ignore[attr-defined]
+
+        @eager(loop=loop, limit=limit)
+        async def take(seconds: float) -> float:
+            now[0] += seconds
+            return seconds
 
         def hold() -> None:
             entered.set()
@@ -278,10 +283,33 @@ def test_debug_mode_names_a_call_that_takes_long(
 
         loop.asyncio_loop.call_soon_threadsafe(hold)
         assert entered.wait(PATIENCE)
-        tasks = [loop.create_task(take(seconds), name="take()") for seconds in (1, 101, 99, 50)]
+        tasks = [take(seconds) for seconds in (1, 101, 99, 50)]
         leave.set()
         for task in tasks:
             task.result(PATIENCE)
+
+
+def test_debug_mode_names_a_callback_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch, expected_log: Callable[[str], None]
+) -> None:
+    """It is called on the loop on which it was added."""
+    now = [0.0]
+    monkeypatch.setattr("eager_async._call_queue.monotonic", lambda: now[0])
+
+    def call_back(_: object) -> None:
+        now[0] += 101
+
+    async def main() -> None:
+        asyncio.get_running_loop().slow_callback_duration = 100  # type: ignore[attr-defined]
+        task = eager(asyncio.sleep)(0)
+        task.add_done_callback(call_back)
+        while not now[0]:
+            await asyncio.sleep(0)
+
+    expected_log(
+        r"executing <callback <function \S+call_back at \w+> of <EagerTask .*>> took 101\.000 seconds"
+    )
+    asyncio.run(main(), debug=True)
 
 
 @pytest.mark.usefixtures("_frequent_switches")
