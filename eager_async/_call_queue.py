@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Runnable(Protocol):
-        """What can be queued, as an `asyncio.Handle`: an object of its own for each call costs too much."""
+        """What can be queued: it runs itself, as an `asyncio.Handle` for each call costs too much."""
 
         def _run(self) -> object: ...
 
@@ -38,20 +38,21 @@ class CallQueue:
     """Calls that any thread may queue, and one loop makes in its thread, in order.
 
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
-    call. Here the loop is woken up only if that isn't under way: `_armed` says that the loop is to come and
-    look. To a background loop's queue it comes by a descriptor of the queue's own (`listen`), which costs
-    less and stays readable until no calls are left; for calls of its own thread, by `call_soon`. To other
-    loops' it comes by `call_soon_threadsafe`, in their own threads too, as a signal handler may queue there
+    call. Here the loop is woken up only if that isn't under way: `_armed` says that it is to come and look.
+    A background loop's queue has a descriptor for that, where it can (`listen`): it costs less, and stays
+    readable until no calls are left; calls of the loop's own thread then come by `call_soon`. To all other
+    loops it comes by `call_soon_threadsafe`, in their own threads too, as a signal handler may queue there
     while the loop sleeps.
 
     No call is lost: whoever queues appends and *then* looks at `_armed`; the loop clears it and *then* looks
-    whether there are calls. So a thread that finds it set has appended before that look; both orders follow
-    from the deque's own lock, without the GIL too. Two threads that arm at once cost a look that finds
-    nothing. A signal handler that queues while its own thread is arming must not count on that, which goes on
-    only after it: `_arming` tells.
+    whether there are calls. So a thread that finds it set has appended before that look; both orders hold
+    without the GIL too, as appending, and storing to the slot, each take their object's lock. Two threads
+    that arm at once cost a look that finds nothing. Whoever is interrupted while arming wakes the loop all
+    the same; and a signal handler that finds it set by the very thread that it has interrupted does so
+    itself: `_arming` tells.
 
-    Threads: `listen` comes before the loop's thread, and `unlisten` in it when the loop has stopped. `_arm`
-    reads `_descriptor` once, and so keeps it open while it writes.
+    Threads: `listen` comes before the loop runs; `unlisten` when it runs no more, and nobody else runs it.
+    `_wake_up` reads `_descriptor` once, and so keeps it open while it writes.
     """
 
     __slots__ = ("_armed", "_arming", "_calls", "_descriptor", "_loop")
@@ -70,7 +71,7 @@ class CallQueue:
             return
         try:
             descriptor = _Descriptor()
-            loop.add_reader(descriptor.number, self._wake_up, descriptor)
+            loop.add_reader(descriptor.number, self._on_readable, descriptor)
         except (NotImplementedError, OSError):  # not with this loop, or no descriptor can be had
             return
         self._descriptor = descriptor
@@ -105,28 +106,34 @@ class CallQueue:
         try:
             self._arming.add(thread)
             self._armed = True
-            descriptor = self._descriptor
-            if descriptor is None:
-                loop.call_soon_threadsafe(self._drain)
-            elif running_loop() is loop:
-                loop.call_soon(self._drain)
-            else:
-                descriptor.write()
-        except BaseException as exc:  # a Ctrl-C too, else nobody would ever arm again
+            self._wake_up(loop)
+        except BaseException as exc:
             self._armed = False
             if isinstance(exc, RuntimeError) and loop.is_closed():
-                self._calls.clear()  # or they would be kept as long as this thread has no other loop
+                self._calls.clear()  # or they would be kept as long as the loop's thread has no other
                 return False
+            with suppress(Exception):  # it was a Ctrl-C: others may have queued meanwhile, and found it armed
+                self._wake_up(loop)
             raise
         finally:
             if outermost:
                 self._arming.discard(thread)
         return True
 
-    def _wake_up(self, descriptor: _Descriptor) -> None:
+    def _wake_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        descriptor = self._descriptor
+        if descriptor is None:
+            loop.call_soon_threadsafe(self._drain)
+        elif running_loop() is loop:
+            loop.call_soon(self._drain)
+        else:
+            descriptor.write()
+
+    def _on_readable(self, descriptor: _Descriptor) -> None:
+        """`_drain`, for the descriptor."""
         self._make_calls()
-        if not self._calls:  # else the descriptor stays readable, and the loop comes back in its next turn
-            descriptor.read()  # after the calls, as another thread may take the GIL meanwhile
+        if not self._calls:  # else it stays readable, and the loop comes back in its next turn
+            descriptor.read()  # after the calls: it lets other threads take the GIL
             self._armed = False
             if self._calls:
                 self._arm()
@@ -145,7 +152,7 @@ class CallQueue:
         left = len(calls)  # those that come in the meantime wait for the next turn
         loop = self._loop()
         if left and loop is not None and loop.get_debug():
-            _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of turns
+            _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of each look
             return
         deadline = monotonic() + _LONGEST_DRAIN
         while left > 0:
@@ -157,7 +164,7 @@ class CallQueue:
 
 
 def _run_timed(call: Runnable, loop: asyncio.AbstractEventLoop) -> None:
-    """Make a call, and log it if it takes long, as asyncio's debug mode does, to which all are `_drain`s."""
+    """Make a call, and log it if it takes long, as asyncio's debug mode does, which would name the queue."""
     started = monotonic()
     call._run()
     took = monotonic() - started

@@ -17,7 +17,7 @@ import pytest
 from eager_async import BackgroundLoop, eager, set_shared_loop, shared_loop
 from eager_async._call_queue import CallQueue, _Descriptor, call_queue
 from interrupter import Interrupter, in_module
-from threads import PATIENCE
+from threads import PATIENCE, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -609,16 +609,51 @@ def test_a_loop_that_closes_does_not_hide_its_other_errors(loop: ManualLoop, que
 
 
 def test_an_interrupted_wake_up_is_made_up_for(loop: ManualLoop, queue: CallQueue) -> None:
-    """Ctrl-C in the midst of a wake-up is raised; the next call wakes the loop up for both."""
+    """Ctrl-C in the midst of a wake-up is raised; the loop is woken up all the same."""
     made: list[str] = []
     loop.failure = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         queue.call_soon(lambda: made.append("one"))
-    assert loop.wake_ups == 0
-    assert queue.call_soon(lambda: made.append("two"))
     assert loop.wake_ups == 1
     loop.turn_until_idle()
-    assert made == ["one", "two"]
+    assert made == ["one"]
+
+
+def test_an_interrupted_wake_up_is_made_up_for_to_others(loop: ManualLoop, queue: CallQueue) -> None:
+    """Another thread may have counted on it: wherever Ctrl-C comes, the call of that thread is made."""
+    for step in itertools.count(1):
+        made: list[str] = []
+
+        def interrupt(made: list[str] = made) -> None:
+            in_threads(lambda: queue.call_soon(lambda: made.append("other's")))
+            raise KeyboardInterrupt
+
+        try:
+            run_interrupted(lambda: queue.call_soon(int), {step: interrupt})
+        except KeyboardInterrupt:
+            loop.turn_until_idle()
+            assert made == ["other's"], f"at instruction {step}"
+        else:
+            break  # there are not that many
+    assert step > 20
+
+
+def test_a_wake_up_that_a_closing_loop_refuses_hides_no_interruption(
+    loop: ManualLoop, queue: CallQueue
+) -> None:
+    """Ctrl-C is raised, not that the loop is closed."""
+    loop.failure = KeyboardInterrupt()
+    take = loop.call_soon_threadsafe
+
+    def close_and_take(callback: Callable[[], object]) -> None:
+        try:
+            take(callback)
+        finally:
+            loop.closed = True
+
+    loop.call_soon_threadsafe = close_and_take  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        queue.call_soon(int)
 
 
 def test_a_loop_has_one_queue() -> None:
