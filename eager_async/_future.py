@@ -31,8 +31,8 @@ else:
 
 T = TypeVar("T")
 
-# Seconds for which a thread that blocks stays awake: about what it costs to go to sleep and be woken up. That
-# saves short waits as much; it does so only if the wait before was short, so nobody spins for long ones.
+# Seconds for which a thread that blocks stays awake at first, if the wait before was short: about what it
+# costs to go to sleep and be woken up. That shortens short waits; of long ones in a row, only the first spins.
 _LONGEST_SPIN: Final = 0.00005
 
 FAILED: Final = "FAILED"  # the work raised; to `concurrent.futures` it is FINISHED, too
@@ -153,7 +153,7 @@ class EagerFuture(concurrent.futures.Future[T]):
                 raise self._timeout_error(timeout)
         finally:
             self._forget(lock)
-            loop_thread.answers_soon = monotonic() - began < 2 * _LONGEST_SPIN
+            loop_thread.answers_soon = self.done() and monotonic() - began < 2 * _LONGEST_SPIN
 
     def _spin(self, until: float) -> bool:
         """Wait without going to sleep, until a time of `monotonic`; return whether done."""

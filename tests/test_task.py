@@ -293,6 +293,18 @@ def test_a_wait_stays_awake_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -
         assert not looks
 
 
+def test_a_wait_without_an_outcome_keeps_nobody_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short it is: who polls with the shortest time-outs doesn't make others spin."""
+    looks: list[int] = []
+    monkeypatch.setattr(_future, "give_way", lambda: looks.append(1))
+    with BackgroundLoop() as loop, Gate() as gate:
+        task = loop.create_task(gate.passed())
+        for _ in range(100):
+            with pytest.raises(ResultTimeoutError):
+                task.result(1e-9)
+        assert not looks
+
+
 def test_ctrl_c_interrupts_a_wait_that_stays_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt comes out of `result()`; the task runs on."""
 
