@@ -152,7 +152,7 @@ class CallQueue:
         left = len(calls)  # those that come in the meantime wait for the next turn
         loop = self._loop()
         if left and loop is not None and loop.get_debug():
-            _run_timed(calls.popleft(), loop)  # one a turn, as asyncio takes the time of each look
+            _run_timed(calls.popleft(), loop)  # one a look, as asyncio takes the time of each
             return
         deadline = monotonic() + _LONGEST_DRAIN
         while left > 0:

@@ -1,7 +1,8 @@
 """All that differs between versions of CPython, or leans on one of its private names.
 
 (But for how futures are awaited and looked at, in `_future`, `_look` and `EagerTask.send`; how frames are
-read, in `_where`, `_decorator` and `LoopThread._stack_text`; and a fault of `reprlib`'s, in `_task`.)
+read, in `_where`, `_decorator` and `LoopThread._stack_text`; how a thread is joined, in `LoopThread.join`;
+and a fault of `reprlib`'s, in `_task`.)
 
 Each entry says why it is there; `tests/test_cpython.py` fails when its ground shifts.
 """

@@ -15,7 +15,7 @@ class DeadlockError(RuntimeError):
 
 
 class LoopClosedError(RuntimeError):
-    """The background loop was shut down, has died or is a forked child's parent's, or the process is ending.
+    """The background loop was shut down, has died or stayed in a fork's parent, or the process is ending.
 
     Raised by calls that come too late, and the outcome of tasks that a loop could not finish.
     """

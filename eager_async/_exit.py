@@ -63,7 +63,7 @@ def _finish() -> None:
     forget_parent()
     if _over:
         return  # arranged more than once
-    # Up to the third, no loop, and no call outside a `try`: there the next signal would get through.
+    # No loop, and no call outside a `try`: the next signal (of three) would get through there.
     try:
         _end_all()
     except BaseException as exc:

@@ -32,7 +32,7 @@ else:
 T = TypeVar("T")
 
 # Seconds for which a thread that blocks stays awake at first, if the wait before was short: about what it
-# costs to go to sleep and be woken up. That shortens short waits; of long ones in a row, only the first spins.
+# costs to go to sleep and be woken up. Short waits are shorter so; of long ones in a row, the first spins.
 _LONGEST_SPIN: Final = 0.00005
 
 FAILED: Final = "FAILED"  # the work raised; to `concurrent.futures` it is FINISHED, too
@@ -51,7 +51,7 @@ class EagerFuture(concurrent.futures.Future[T]):
     atomic step, exactly one of them makes the call.
     """
 
-    # The base class's `__init__` isn't called: its condition and lists are made for those who ask. What else
+    # The base class's `__init__` isn't called: `Look` stands in for its condition and waiters. What else
     # few futures need is made by `setdefault` on the `__dict__`, one atomic step: two threads get the same.
     # (No `__slots__`: beside the `__dict__`, which the base class brings, they cost time and memory.)
     _loop_thread: LoopThread | None  # None once done: that is the mark
@@ -208,7 +208,7 @@ class EagerFuture(concurrent.futures.Future[T]):
             BaseException: What the work raised, as the same object each time.
         """
         if self._loop_thread is None and self._status == FINISHED:
-            result: T = self._result  # as of most calls on the loop's own thread
+            result: T = self._result  # most calls on the loop's own thread end before they return
             return result
         __tracebackhide__ = True
         request: CancelRequest | None = None
@@ -241,16 +241,18 @@ class EagerFuture(concurrent.futures.Future[T]):
         """What an awaiter gets, who may have asked for a cancellation, and may be a driver."""
         __tracebackhide__ = True
         try:
+            # A repeat that comes too late doesn't hide a failure that the first may have brought about.
             if request is not None and not (request.in_time or (request.repeats and self._status == FAILED)):
                 raise CancelledError(*request.arguments)
             if self._status == FINISHED:
                 result: T = self._result
                 return result
             asked = () if request is None else request.arguments
-            if self._status == CANCELLED and asked not in ((), self._result.arguments):  # another's came out
+            if self._status == CANCELLED and asked not in ((), self._result.arguments):
+                # Another's message comes out; a scope of anyio looks for its own in the context.
                 try:
-                    raise CancelledError(*asked)  # noqa: TRY301  # only to be the context
-                except CancelledError:  # by whose message a scope of anyio knows its own
+                    raise CancelledError(*asked)  # noqa: TRY301
+                except CancelledError:
                     self._raise()
             self._raise(driver)
         finally:
@@ -439,7 +441,7 @@ class Awaiter(_Waiter):
     __slots__ = ("future",)
 
     def __init__(self, loop: asyncio.AbstractEventLoop, queue: CallQueue | None) -> None:
-        self._queue = queue
+        self._queue = queue  # `super().__init__` costs a call
         self.future: asyncio.Future[None] = loop.create_future()
 
     @override

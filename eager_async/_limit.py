@@ -25,8 +25,8 @@ class Limit:
     its way. One thread at a time gives places; others, and finalizers that come in, leave it to that one. No
     place lies idle: whoever lines up or ends says so and *then* looks whether somebody gives; the one that
     gives stops and *then* looks whether there is more to give. No place is lost: whoever gets one is put
-    among those that run and *then* looked at, whether it has ended; who has ended is marked so and *then*
-    taken out.
+    among those that run and *then* asked whether it has ended; who has ended is marked so and *then* taken
+    out.
 
     What begins or ends on the last frames of a full stack is cut short anywhere; `leave_again` goes on.
     """

@@ -53,7 +53,7 @@ live: set[LoopThread] = set()
 
 
 def _can_inherit() -> bool:
-    """Whether calls here can be an eager task's: callbacks on a user's loop may have its context alone."""
+    """Whether the caller can be an eager task: callbacks on a user's loop may have one's context alone."""
     loop = running_loop()
     return loop is None or any(loop_thread.loop is loop for loop_thread in live.copy())
 
@@ -62,10 +62,10 @@ class LoopThread:
     """One run of an event loop: its thread, its unfinished tasks, and its end.
 
     Threads: `tell_watchers` and what begins with an underscore run in the loop's own, but
-    for `_check_taken_on`, `_check_turning` and `_stack_text`; `leave_behind` in a forked child. The rest is
-    for any thread.
+    for `_check_taken_on`, `_check_turning` and `_stack_text`; `leave_behind`, and its `_set_ended`, in a
+    forked child. The rest is for any thread, `join` for any other.
 
-    No task is left behind. `start_task` puts it among the unfinished and *then* looks whether the loop
+    No task is left hanging. `start_task` puts it among the unfinished and *then* looks whether the loop
     is closed (to its own thread: ended); the thread marks it so and *then* ends those that it finds
     unfinished. It does so whatever ends it.
     """
@@ -133,8 +133,9 @@ class LoopThread:
     ) -> EagerTask[T]:
         """Have a coroutine begin: before this returns if the loop runs in this thread, else soon.
 
-        With a limit, that may be only when others have ended. The context is for this task alone, and made
-        from the caller's. A coroutine that isn't taken on is closed.
+        With a limit, that may be only when others have ended; past `_DEEPEST_CALL`, it is soon. The context
+        is for this task alone, with the caller's `inherited_daemon`. A coroutine that isn't taken on is
+        closed.
 
         Raises:
             LoopClosedError: If the loop is closed; to its own thread: if it has ended.
@@ -184,22 +185,22 @@ class LoopThread:
             raise LoopClosedError(f"the background loop {self._thread.name!r} has ended")
 
     def runs_here(self) -> bool:
-        """Whether this is the thread that asks."""
+        """Whether the calling thread is this one."""
         return self._ident == get_ident()
 
     def starts_here(self) -> bool:
-        """Whether this is the thread that asks, also before it runs the loop."""
+        """The same, also before it runs the loop."""
         return self._thread.ident == get_ident()
 
     def tell_watchers(self) -> None:
-        """Tell those who watch that a task has ended or come to rest, or all. In the loop's thread."""
+        """Tell those who watch that a task, or the loop, has ended, or that a task has come to rest."""
         if self.interrupted:  # and perhaps there was no stack left to say so
             self.call_soon(self._end_interrupted)
         for watcher in self.watchers:
             watcher()
 
     def _end_interrupted(self) -> None:
-        """Bring calls to their end that were interrupted before they returned. In the loop's thread."""
+        """Bring calls to their end that were interrupted before they returned."""
         while self.interrupted:
             task = self.interrupted.pop()
             task._withdraw()
@@ -207,7 +208,7 @@ class LoopThread:
                 self.tasks.pop(task, None)
 
     def watch(self, watcher: Callable[[], object]) -> None:
-        """Have something called, in the loop's thread, when a task ends or comes to rest, or all ends."""
+        """Have something called, in the loop's thread, whenever `tell_watchers` is."""
         if watcher not in self.watchers:
             self.watchers.append(watcher)
 
@@ -258,8 +259,8 @@ class LoopThread:
         if probe is None or probe.answered:
             self._probe = probe = _Probe()
             try:
-                # Not by the queue, which may wait for a wake-up: asyncio swallows a failed write to its
-                # self-pipe (python/cpython#156054), and this makes up for it.
+                # Not by the queue: without a descriptor, that may wait for a wake-up whose write to its
+                # self-pipe has failed, which asyncio swallows (python/cpython#156054). This makes up for it.
                 self.loop.call_soon_threadsafe(probe.answer)
             except RuntimeError:
                 return  # closed
@@ -303,7 +304,7 @@ class LoopThread:
             self.loop.stop()
 
     def join(self) -> None:
-        """Wait for the thread's end. From any other thread."""
+        """Wait for the thread's end."""
         # Not by `Thread.join` at first: up to 3.12, one that a Ctrl-C interrupts takes the thread for ended.
         ended = WakeUp()
         self.watch(ended)
@@ -354,7 +355,7 @@ class LoopThread:
         """Wait for the tasks, then for daemons and users' asyncio tasks, which are cancelled, once."""
         cancelled: set[asyncio.Task[Any]] = set()
         while True:
-            self._turn_while(self._has_unfinished)
+            self._turn_while(self._cancel_unheld)
             leftovers = asyncio.all_tasks(self.loop) - cancelled
             if not leftovers:
                 return
@@ -363,8 +364,8 @@ class LoopThread:
             cancelled |= leftovers
             self._await_ends(leftovers)
 
-    def _has_unfinished(self) -> bool:
-        """Whether tasks are left. If none holds the process, cancel them, but not in their cleanup."""
+    def _cancel_unheld(self) -> bool:
+        """If no task holds the process, cancel all, but not in their cleanup; return whether any is left."""
         tasks = self.tasks.copy()
         held = self.holds_process() if self._ends_resting else not all(tasks.values())
         if not held:
@@ -383,7 +384,7 @@ class LoopThread:
                 with suppress(KeyError):  # struck off in the meantime
                     self.tasks.popitem()[0]._lose()
             self.resting.clear()  # a thread that dies leaves some, and they would keep the loop's owner
-            live.discard(self)
+            live.discard(self)  # before watchers are told, who look there
             self._ident = None  # from now on it may be another thread's
             self.tell_watchers()
 
@@ -452,5 +453,5 @@ def _forget_parent() -> None:
 
 
 if sys.platform != "win32":  # it has no fork
-    # Registered after those of `_fork`: before a fork this one runs earlier than theirs, after it later.
+    # Registered after those of `_fork`, so that `_go_on` finds this thread's fork over.
     os.register_at_fork(before=_stand_aside, after_in_parent=_go_on)

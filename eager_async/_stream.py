@@ -238,7 +238,7 @@ class EagerStream(Generic[T_co]):
         return True
 
     def _leave(self) -> bool:
-        """Have the generator end; return whether it still ran. Again and again, it is cancelled once."""
+        """Have the generator end; return whether it still ran. Called again, it cancels nothing more."""
         runs = not self._producing.done()
         self._over = True
         self._channel.close()

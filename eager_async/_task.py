@@ -74,8 +74,8 @@ class EagerTask(_Base[T]):
     # `_deliver` and `_known_asyncio_task` run in the loop's thread alone, `_leave_behind` in a forked child.
     # Others only ask: they set `_asked`, which `_run` looks at, and *then* queue a `_deliver`.
     _cancelling: bool = False  # whether a cancellation has been delivered to the coroutine
-    _keeps_cancellation: bool = True  # for those who have waited, to see where; a stream's consumer won't ask
-    _requests: dict[object, CancelRequest] | None = None  # those of asyncio tasks that drive it
+    _keeps_cancellation: bool = True  # its CancelledError, for those who wait; a stream's consumer won't ask
+    _requests: dict[object, CancelRequest] | None = None  # of those who drive it, by `_driver`
 
     def __init__(
         self,
@@ -135,7 +135,7 @@ class EagerTask(_Base[T]):
             else:
                 asyncio_task.add_done_callback(self._finish, context=context)  # or it would copy one
         except BaseException as exc:  # a user's task factory may raise anything; a body, SystemExit
-            if self._loop_thread is None:
+            if self._loop_thread is None:  # it has an outcome, and this is none
                 raise
             asyncio_task, self._asyncio_task = self._asyncio_task, None
             if asyncio_task is not None and asyncio_task.done():
@@ -168,7 +168,7 @@ class EagerTask(_Base[T]):
         if exc is None:
             self._end(FINISHED, asyncio_task.result())
         elif isinstance(exc, CancelledError):
-            exc.with_traceback(users_part(exc.__traceback__))  # without this frame, in a cycle
+            exc.with_traceback(users_part(exc.__traceback__))  # without this frame: no cycle
             kept = self._keeps_cancellation and self._callbacks is not None
             self._end(CANCELLED, Cancellation(exc.args, exc if kept else None))
         elif isinstance(exc, SystemExit | KeyboardInterrupt):
@@ -184,7 +184,7 @@ class EagerTask(_Base[T]):
             self._end(FAILED, self._new_failure(exc.with_traceback(coroutine_part(exc.__traceback__))))
 
     def _new_failure(self, exc: BaseException) -> Failure:
-        """Make an exception the outcome; it loses the library's frames at the head of its traceback."""
+        """A `Failure` of an exception, which loses the library's frames at the head of its traceback."""
         assert self._loop_thread is not None
         exc.with_traceback(users_part(exc.__traceback__))
         message = f"exception of {self._description()} was never retrieved"
@@ -202,7 +202,7 @@ class EagerTask(_Base[T]):
         self._context = None
         if self._callbacks is not None:
             self._make_calls(self._callbacks)
-        loop_thread.tasks.pop(self, None)
+        loop_thread.tasks.pop(self, None)  # before watchers are told, who look there
         if self._limit is not None:
             self._limit.leave(self)
         if loop_thread.watchers or loop_thread.interrupted:
@@ -222,7 +222,7 @@ class EagerTask(_Base[T]):
                 logger.exception("exception closing the coroutine of %r", self)
 
     def _withdraw(self) -> None:
-        """Go on to the end of a call that was interrupted somewhere, and whose caller has no handle."""
+        """Bring to its end a call that was interrupted somewhere, and whose caller has no handle."""
         coro: Any = self._coro
         asyncio_task = self._asyncio_task
         if self._context is not None:  # it hasn't begun
@@ -374,7 +374,7 @@ class EagerTask(_Base[T]):
         self._end_wait()
 
     def _end_wait(self) -> CancelRequest | None:
-        """Do that; return the cancellation for which the asyncio task has asked, if it has."""
+        """End the driver's wait; return the cancellation for which it has asked, if it has."""
         driver = _driver()
         self._forget(driver)
         return None if self._requests is None else self._requests.pop(driver, None)
