@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from eager_async._call_queue import call_queue
-from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, give_way, running_loop
+from eager_async._cpython import CANCELLED, FINISHED, GIL_ENABLED, RUNNING, running_loop
 from eager_async._errors import BlockingCancelledError, DeadlockError, ResultTimeoutError
 from eager_async._fork import forget_parent
 from eager_async._log import logger
@@ -30,10 +30,6 @@ else:
     from eager_async._typing import override
 
 T = TypeVar("T")
-
-# Seconds for which a thread that blocks stays awake at first, if the wait before was short: about what it
-# costs to go to sleep and be woken up. Short waits are shorter so; of long ones in a row, the first spins.
-_LONGEST_SPIN: Final = 0.00005
 
 FAILED: Final = "FAILED"  # the work raised; to `concurrent.futures` it is FINISHED, too
 
@@ -141,9 +137,9 @@ class EagerFuture(concurrent.futures.Future[T]):
         if timeout is not None and timeout <= 0:
             raise self._timeout_error(timeout)
         self._check_blocking(remedy)
-        began = monotonic()
-        if loop_thread.answers_soon and self._spin(began + _LONGEST_SPIN):
+        if loop_thread.spinner.spin(self.done):
             return
+        began = monotonic()
         lock = allocate_lock()
         lock.acquire()
         if not self._call_when_done(lock, lock.release):
@@ -153,16 +149,8 @@ class EagerFuture(concurrent.futures.Future[T]):
                 raise self._timeout_error(timeout)
         finally:
             self._forget(lock)
-            loop_thread.answers_soon = self.done() and monotonic() - began < 2 * _LONGEST_SPIN
-
-    def _spin(self, until: float) -> bool:
-        """Wait without going to sleep, until a time of `monotonic`; return whether done."""
-        while True:
-            give_way()
-            if self._loop_thread is None:
-                return True
-            if monotonic() >= until:
-                return False
+            if self.done():
+                loop_thread.spinner.slept(monotonic() - began)
 
     def _check_deadlock(self, remedy: str) -> None:
         """Raise where a wait could not end."""

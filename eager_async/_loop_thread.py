@@ -27,6 +27,7 @@ from eager_async._errors import LoopClosedError
 from eager_async._fork import in_forked_child, is_under_way
 from eager_async._future import CancelRequest
 from eager_async._log import logger
+from eager_async._spinner import Spinner
 from eager_async._task import EagerTask
 from eager_async._wake_up import WakeUp
 from eager_async._where import coroutine_part
@@ -94,7 +95,7 @@ class LoopThread:
         contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
-        self.answers_soon = False  # whether the last wait for a task had its outcome in a moment
+        self.spinner = Spinner()
         self._ends_resting = False  # whether those at rest are cancelled when only such are left
         self._depth = 0  # eager calls on this thread's stack
         # A probe is sent after half of the time, and missed after the other half.

@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -20,18 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from eager_async import (
-    BackgroundLoop,
-    DeadlockError,
-    EagerTask,
-    ResultTimeoutError,
-    _future,
-    eager,
-    shared_loop,
-)
+from eager_async import BackgroundLoop, DeadlockError, EagerTask, ResultTimeoutError, eager, shared_loop
 from interrupter import Interrupter, in_functions
 from programs import posix_signals
-from threads import PATIENCE, frequent_switches
+from threads import frequent_switches
 
 if TYPE_CHECKING:
     import types
@@ -242,90 +233,6 @@ def test_ctrl_c_interrupts_a_blocked_result() -> None:
                     presser.result()
         gate.open()
         assert task.result() == "ran on"
-
-
-def test_short_waits_are_followed_by_ones_that_stay_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They need no lock, and nobody to wake them up."""
-    looks: list[int] = []
-    give_way = _future.give_way
-
-    def look() -> None:
-        looks.append(1)
-        give_way()
-
-    monkeypatch.setattr(_future, "give_way", look)
-    deadline = time.monotonic() + PATIENCE
-    while not looks:
-        assert time.monotonic() < deadline
-        answer().result()
-
-
-def test_a_wait_that_stays_awake_needs_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task may end at any look."""
-    ended = threading.Event()
-
-    def let_it_end() -> None:
-        gate.open()
-        assert ended.wait(PATIENCE)
-
-    with BackgroundLoop() as loop, Gate() as gate:
-        task = loop.create_task(gate.passed())
-        task.add_done_callback(lambda _: ended.set())
-        stay_awake(loop)
-        monkeypatch.setattr(_future, "give_way", let_it_end)
-        monkeypatch.delattr(_future, "allocate_lock")
-        assert task.result() is None
-
-
-def test_a_wait_stays_awake_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it goes to sleep, and the next one does so at once."""
-    looks: list[int] = []
-    monkeypatch.setattr(_future, "give_way", lambda: looks.append(1))
-    with BackgroundLoop() as loop, Gate() as gate:
-        task = loop.create_task(gate.passed())
-        stay_awake(loop)
-        with pytest.raises(ResultTimeoutError):
-            task.result(0.01)
-        assert looks
-        looks.clear()
-        with pytest.raises(ResultTimeoutError):
-            task.result(0.01)
-        assert not looks
-
-
-def test_a_wait_without_an_outcome_keeps_nobody_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However short it is: who polls with the shortest time-outs doesn't make others spin."""
-    looks: list[int] = []
-    monkeypatch.setattr(_future, "give_way", lambda: looks.append(1))
-    with BackgroundLoop() as loop, Gate() as gate:
-        task = loop.create_task(gate.passed())
-        for _ in range(100):
-            with pytest.raises(ResultTimeoutError):
-                task.result(1e-9)
-        assert not looks
-
-
-def test_ctrl_c_interrupts_a_wait_that_stays_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """KeyboardInterrupt comes out of `result()`; the task runs on."""
-
-    def press_ctrl_c() -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    with BackgroundLoop() as loop, Gate() as gate:
-        task = loop.create_task(gate.passed())
-        stay_awake(loop)
-        monkeypatch.setattr(_future, "give_way", press_ctrl_c)
-        with pytest.raises(KeyboardInterrupt):
-            task.result()
-        gate.open()
-        monkeypatch.undo()
-        assert task.result() is None
-
-
-def stay_awake(loop: BackgroundLoop) -> None:
-    """Have the next to wait for a loop's task stay awake at first, as after a short wait."""
-    assert loop._loop_thread is not None
-    loop._loop_thread.answers_soon = True
 
 
 # Time-outs
