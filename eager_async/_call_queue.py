@@ -40,9 +40,8 @@ class CallQueue:
     `loop.call_soon_threadsafe` writes to a socket each time, which costs more than all the rest of a
     call. Here the loop is woken up only if that isn't under way: `_armed` says that it is to come and look.
     A background loop's queue has a descriptor for that, where it can (`listen`): it costs less, and stays
-    readable until no calls are left; calls of the loop's own thread then come by `call_soon`. To all other
-    loops it comes by `call_soon_threadsafe`, in their own threads too, as a signal handler may queue there
-    while the loop sleeps.
+    readable until no calls are left. To all other loops it comes by `call_soon_threadsafe`, in their own
+    threads too, as a signal handler may queue there while the loop sleeps.
 
     No call is lost: whoever queues appends and *then* looks at `_armed`; the loop clears it and *then* looks
     whether there are calls. So a thread that finds it set has appended before that look; both orders hold
@@ -124,10 +123,10 @@ class CallQueue:
         descriptor = self._descriptor
         if descriptor is None:
             loop.call_soon_threadsafe(self._drain)
-        elif running_loop() is loop:
-            loop.call_soon(self._drain)
-        else:
-            descriptor.write()
+            return
+        if running_loop() is loop:
+            loop.call_soon(self._drain)  # for the order among the loop's own callbacks
+        descriptor.write()  # in its own thread too: a finalizer may come in when it is about to sleep
 
     def _on_readable(self, descriptor: _Descriptor) -> None:
         """`_drain`, for the descriptor."""

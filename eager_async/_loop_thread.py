@@ -123,7 +123,7 @@ class LoopThread:
             self.close(cancel=False)
             raise
 
-    def start_task(
+    def start_task(  # noqa: C901, PLR0912  # in one piece, as a call in between costs every eager call
         self,
         coro: Coroutine[Any, Any, T],
         name: str,
@@ -163,6 +163,8 @@ class LoopThread:
                     task._run()
                 finally:
                     self._depth = depth
+                if task._loop_thread is not None:
+                    self.turn_again()
             else:
                 self.run_soon(task)
         except LoopClosedError:
@@ -192,6 +194,14 @@ class LoopThread:
     def starts_here(self) -> bool:
         """The same, also before it runs the loop."""
         return self._thread.ident == get_ident()
+
+    def turn_again(self) -> None:
+        """Have the loop turn for what was scheduled in its thread just now, unless a task did that.
+
+        A finalizer may have come in when the loop was about to sleep, and asyncio wouldn't wake it up.
+        """
+        if asyncio.current_task(self.loop) is None:
+            self.call_soon(_do_nothing)
 
     def tell_watchers(self) -> None:
         """Tell those who watch that a task, or the loop, has ended, or that a task has come to rest."""
@@ -404,6 +414,10 @@ class LoopThread:
         kept.append(self)
         for task in self.tasks.copy():
             task._leave_behind(kept)
+
+
+def _do_nothing() -> None:
+    """For its sake, the loop turns."""
 
 
 class _Probe:

@@ -284,7 +284,9 @@ class EagerTask(_Base[T]):
             return False
         self._asked = request
         if self._in_loop_thread() and (self._context is None or running_loop() is None):
-            return self._deliver(request, again=again)
+            delivered = self._deliver(request, again=again)
+            loop_thread.turn_again()
+            return delivered
         return loop_thread.call_soon(partial(self._deliver, request, again=again))
 
     def _deliver(self, request: CancelRequest, *, again: bool) -> bool:

@@ -9,6 +9,7 @@ import gc
 import itertools
 import os
 import select
+import selectors
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -654,6 +655,54 @@ def test_a_wake_up_that_a_closing_loop_refuses_hides_no_interruption(
     loop.call_soon_threadsafe = close_and_take  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         queue.call_soon(int)
+
+
+class DrowsyLoop(asyncio.SelectorEventLoop):
+    """A loop in which something comes in, once, when it is about to sleep for as long as it takes."""
+
+    def __init__(self) -> None:
+        self.comes_in: list[Callable[[], object]] = []
+        comes_in = self.comes_in
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                if timeout is None and comes_in:
+                    comes_in.pop()()
+                return super().select(timeout)
+
+        super().__init__(Selector())
+
+
+@pytest.mark.parametrize("what", ["callback", "call", "cancellation"])
+@pytest.mark.usefixtures("woken_by")
+def test_what_comes_in_when_the_loop_is_about_to_sleep_wakes_it_up(what: str) -> None:
+    """A finalizer, for one; plain `call_soon` would leave it asleep."""
+    happened = threading.Event()
+
+    async def turn() -> None:
+        await asyncio.sleep(0)
+        happened.set()
+
+    async def sleep() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            happened.set()
+
+    asyncio_loop = DrowsyLoop()
+    with BackgroundLoop(loop_factory=lambda: asyncio_loop) as loop:
+        sleeper = loop.create_task(sleep(), daemon=True)
+        done = loop.create_task(asyncio.sleep(0))
+        done.result()
+        asyncio_loop.comes_in.append(
+            {
+                "callback": lambda: done.add_done_callback(lambda _: happened.set()),
+                "call": lambda: loop.create_task(turn()),
+                "cancellation": sleeper.cancel,
+            }[what]
+        )
+        loop.create_task(asyncio.sleep(0)).result()
+        assert happened.wait(PATIENCE)
 
 
 def test_a_loop_has_one_queue() -> None:
