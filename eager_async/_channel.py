@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from eager_async._call_queue import call_queue
 from eager_async._fork import forget_parent
-from eager_async._future import Awaiter
+from eager_async._future import Awaiter, wake_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,6 +154,13 @@ class Channel(Generic[T]):
         for call in list(self._consumer):
             if self._consumer.pop(call, False):
                 call()
+
+    __call__ = wake_consumer  # when the producer has ended
+
+    def leave_behind(self) -> None:
+        """In a forked child, as `wake_in_child` for that call."""
+        for call in list(self._consumer):
+            wake_in_child(call)
 
     def _wake_producer(self) -> None:
         if not self._loop_thread.ended:  # in a forked child, it is the parent's

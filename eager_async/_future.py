@@ -405,6 +405,11 @@ class CancelRequest:
         return self.arguments[0] if self.arguments else None
 
 
+def wake_in_child(call: Callable[[], object]) -> None:
+    """In a forked child, make a call that wakes up a thread: the one that forked may have been waiting."""
+    getattr(call, "leave_behind", call)()
+
+
 class _Waiter:
     """A call to be made when a future is done: on a loop, or at once."""
 
@@ -418,6 +423,9 @@ class _Waiter:
             self._run()
         else:
             self._queue.run_soon(self)
+
+    def leave_behind(self) -> None:
+        """In a forked child, do nothing: it is for a loop of the parent's, or the user's."""
 
     def _run(self) -> None:
         raise NotImplementedError

@@ -405,7 +405,7 @@ class LoopThread:
         self.ended = True
 
     def leave_behind(self, kept: list[object]) -> None:
-        """In a forked child: end the tasks, and touch nothing else.
+        """In a forked child: end the tasks, and touch nothing else; but wake up this thread, if it waited.
 
         Args:
             kept: To this is added what the child must neither run, close nor collect.
@@ -414,6 +414,9 @@ class LoopThread:
         kept.append(self)
         for task in self.tasks.copy():
             task._leave_behind(kept)
+        for watcher in self.watchers:
+            if isinstance(watcher, WakeUp):
+                watcher()
 
 
 def _do_nothing() -> None:

@@ -44,7 +44,7 @@ class EagerStream(Generic[T_co]):
         self._producing = producing
         self._over = False  # whether the consumer has seen the end, or left
         self._channel = channel
-        if not producing._call_when_done(channel, channel.wake_consumer):
+        if not producing._call_when_done(channel, channel):
             channel.wake_consumer()
 
     # In plain code

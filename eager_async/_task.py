@@ -25,7 +25,7 @@ from eager_async._cpython import (
 )
 from eager_async._errors import DeadlockError, LoopClosedError, ResultTimeoutError
 from eager_async._failure import Cancellation, Failure
-from eager_async._future import FAILED, CancelRequest, EagerFuture
+from eager_async._future import FAILED, CancelRequest, EagerFuture, wake_in_child
 from eager_async._log import logger
 from eager_async._wake_up import WakeUp
 from eager_async._where import coroutine_part, line_of, suspended_at, suspended_frames, users_part
@@ -239,17 +239,21 @@ class EagerTask(_Base[T]):
     def _leave_behind(self, kept: list[object]) -> None:
         """In a forked child: end, without any callback.
 
+        But wake up this thread, in case that a signal handler forked while it waited.
+
         Args:
             kept: To this is added what the child must never run, close or collect: it is the parent's.
         """
         kept.append((self._coro, self._context, self._asyncio_task, self._callbacks))
         vars(self).pop("_made_callbacks", None)
-        self._callbacks = None
+        callbacks, self._callbacks = self._callbacks, None
         if not self.done():
             error = LoopClosedError(f"{self._description()} runs in the parent process")
             self._result = Failure(error, None)
             self._status = FAILED
         self._coro = self._context = self._asyncio_task = self._loop_thread = None
+        for call in list((callbacks or {}).values()):
+            wake_in_child(call)
 
     # Cancellation
 

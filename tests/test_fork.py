@@ -595,6 +595,82 @@ def test_a_child_does_not_wake_up_the_parents_loop(run: RunPython) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wait", "in_child", "in_parent"),
+    [
+        ("task.result()", "LoopClosedError", "done"),
+        ("type(task.exception()).__name__", "LoopClosedError", "NoneType"),
+        ("len(concurrent.futures.wait([task]).done)", "1", "1"),
+        ("next(concurrent.futures.as_completed([task])) is task", "True", "True"),
+        ("next(stream)", "LoopClosedError", "item"),
+        ("stream.close()", "LoopClosedError", "None"),
+        ("shared_loop().shutdown()", "None", "None"),
+    ],
+)
+def test_a_fork_in_a_signal_handler_leaves_no_wait_of_the_child_hanging(
+    run: RunPython, wait: str, in_child: str, in_parent: str
+) -> None:
+    """The wait that the handler has interrupted goes on in both: in the child, the task has failed."""
+    source = """
+        from staging import *
+        from eager_async import eager_stream
+
+        begun, go_on = threading.Semaphore(0), threading.Event()
+
+        async def wait_for_it():
+            begun.release()
+            while not go_on.is_set():
+                await asyncio.sleep(0.001)
+
+        @eager
+        async def work():
+            await wait_for_it()
+            return "done"
+
+        @eager_stream
+        async def produce():
+            try:
+                await wait_for_it()
+                yield "item"
+            finally:
+                await wait_for_it()
+
+        def fork_here(*_):
+            global here
+            child = os.fork()
+            if child == 0:
+                here = "child"
+                signal.alarm(20)
+                return
+            status = os.waitpid(child, 0)[1]
+            say("child ended", status)
+            go_on.set()
+
+        def interrupt(thread=threading.get_ident()):
+            place = ""
+            while place not in ("_loop_thread.py wait_for", "_wake_up.py wait"):
+                time.sleep(0.001)
+                code = sys._current_frames()[thread].f_code
+                place = f"{os.path.basename(code.co_filename)} {code.co_name}"
+            signal.pthread_kill(thread, signal.SIGUSR1)
+
+        here = "parent"
+        signal.signal(signal.SIGUSR1, fork_here)
+        task, stream = work(), produce()
+        begun.acquire()
+        begun.acquire()
+        threading.Thread(target=interrupt).start()
+        try:
+            outcome = WAIT
+        except Exception as exc:
+            outcome = type(exc).__name__
+        say(here, outcome)
+        if here == "child":
+            os._exit(0)
+    """.replace("WAIT", wait)
+    check(run(source, options=FORK_WITH_THREADS), f"child {in_child}", "child ended 0", f"parent {in_parent}")
+
+
 def test_children_of_children(run: RunPython) -> None:
     """A child with a busy loop may fork in turn."""
     source = """
