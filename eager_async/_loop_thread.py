@@ -95,7 +95,7 @@ class LoopThread:
         contextvars.Context().run(self._calls.listen)  # the handle keeps the context in which it is made
         self.call_soon: Callable[..., bool] = self._calls.call_soon
         self.run_soon: Callable[[Runnable], bool] = self._calls.run_soon
-        self.spinner = Spinner()
+        self.spinner: Spinner = Spinner()
         self._ends_resting = False  # whether those at rest are cancelled when only such are left
         self._depth = 0  # eager calls on this thread's stack
         # A probe is sent after half of the time, and missed after the other half.
