@@ -595,6 +595,41 @@ def test_a_child_does_not_wake_up_the_parents_loop(run: RunPython) -> None:
     )
 
 
+@pytest.mark.parametrize("awaited", ["task", "anext(stream)"])
+def test_a_child_does_not_wake_up_a_loop_of_the_parents_that_awaits(run: RunPython, awaited: str) -> None:
+    """Its self-pipe is the parent's too."""
+    source = """
+        from staging import *
+        from eager_async import eager_stream
+
+        work = Work()
+
+        @eager_stream
+        async def produce():
+            yield await work()
+
+        async def main():
+            task, stream = (eager(work)(), None) if AWAITED == "task" else (None, produce())
+
+            async def wait():
+                return await eval(AWAITED, {"task": task, "stream": stream, "anext": anext})
+
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0)
+            work.begun.wait()
+            fork(lambda: os._exit(0))
+            try:
+                say("woken up", asyncio.get_running_loop()._ssock.recv(1))
+            except BlockingIOError:
+                say("asleep")
+            work.go_on.set()
+            say(await waiting)
+
+        asyncio.run(main())
+    """.replace("AWAITED", repr(awaited))
+    check(run(source, options=FORK_WITH_THREADS), "child ended 0", "asleep", "finally", "worked")
+
+
 @pytest.mark.parametrize(
     ("wait", "in_child", "in_parent"),
     [
